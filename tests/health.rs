@@ -5,9 +5,10 @@ mod common;
 use common::Memory;
 use common::run::steps_in;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use tch_checkpoint::inspect::{self, ProblemKind, Search};
-use tch_checkpoint::retention::{Best, Goal, KeptBy};
+use tch_checkpoint::retention::{Best, CheckpointInfo, Goal, KeptBy};
 use tch_checkpoint::{
     Background, Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder, CheckpointReader, Dtype,
     Error, Health, Location, OnUnhealthy, RestoreOptions, SaveOptions, latest_checkpoint, list_checkpoints,
@@ -77,6 +78,40 @@ fn the_healthy_ones_stay_and_are_what_a_run_restarts_from() -> Outcome {
         manager.save_at(6)?;
         manager.wait()?;
         assert_eq!(steps_in(dir.path())?, [4, 5, 6]);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_superseded_healthy_one_stays_until_healthy_ones_stand_in_for_it() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let superseded = || list_checkpoints(dir.path()).map(|listing| listing.superseded.len());
+    let mut manager = run.builder(dir.path()).max_to_keep(1).open()?;
+    manager.save_at(1)?;
+    run.set(0, f32::NAN);
+    manager.save_at(1)?;
+    assert_eq!(superseded()?, 1, "the only one from which a run can be restarted");
+    run.set(0, 1.0);
+    manager.save_at(2)?;
+    assert_eq!(superseded()?, 0);
+    Ok(())
+}
+
+/// One that no restart uses is no second copy of a file.
+#[test]
+fn healthy_ones_do_not_all_share_a_file_beside_an_unhealthy_one() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let mut manager = run.builder(dir.path()).max_to_keep(2).open()?;
+    for step in 1..=12 {
+        run.set(0, if step == 3 { f32::NAN } else { step as f32 });
+        manager.save_at(step)?;
+        let found = CheckpointDirectory::new(dir.path()).checkpoints()?;
+        let healthy = found.iter().filter(|info| info.is_healthy());
+        let inode = |info: &CheckpointInfo| fs::metadata(dir.path().join(&info.name).join("frozen.safetensors"));
+        let inodes = healthy.map(|info| Ok(inode(info)?.ino())).collect::<std::io::Result<Vec<u64>>>()?;
+        assert!(inodes.len() < 2 || inodes[0] != inodes[1], "step {step}: {inodes:?}");
     }
     Ok(())
 }

@@ -109,6 +109,33 @@ fn the_run_goes_on_from_the_checkpoint_before_the_snapshot() -> Outcome {
     Ok(())
 }
 
+/// The later checkpoints are of a path that the run does not take, even if the one before the snapshot was pruned.
+#[test]
+fn going_back_further_than_what_is_kept_abandons_all_that_is_there() -> Outcome {
+    for background in [false, true] {
+        let dir = tempfile::tempdir()?;
+        let run = Run::new(1);
+        let builder = CheckpointManager::builder(run.checkpoint()?, dir.path()).max_to_keep(2);
+        let mut manager = if background { builder.background(Background::new()).open()? } else { builder.open()? };
+        manager.save_at(run.train())?;
+        let good = manager.checkpoint().snapshot()?;
+        for _ in 0..3 {
+            manager.save_at(run.train())?;
+        }
+        manager.wait()?;
+        manager.checkpoint_mut().rollback(&good)?;
+        manager.save_if_due(run.train())?.ok_or("it is due")?;
+        manager.close()?;
+        let names: Vec<_> =
+            checkpoints(dir.path())?.iter().filter_map(|path| Some(path.file_name()?.to_owned())).collect();
+        assert_eq!(names, ["ckpt-2"]);
+        let again = Run::new(2);
+        CheckpointManager::builder(again.checkpoint()?, dir.path()).open()?.restore_or_initialize()?;
+        assert!(again.state() == run.state());
+    }
+    Ok(())
+}
+
 /// The later checkpoints are of a path that the run does not take, whatever became of the save that was in flight.
 #[test]
 fn a_snapshot_after_a_save_that_failed_follows_the_one_before() -> Outcome {

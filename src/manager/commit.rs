@@ -114,6 +114,7 @@ impl Commit {
         let gone = |found: &Found| self.supersedes.contains(&found.entry.name) || found.entry.name == self.name;
         ledger.known.retain(|found| !gone(found) || !self.directory.rules().hold(Rule::OneEntry));
         ledger.known.push(found.clone());
+        ledger.was.insert(found.id());
         ledger.skipped.remove(&found.entry.name);
         ledger.listed = ledger.known.iter().map(Found::id).collect();
         ledger.memo = saved.memo;
@@ -294,8 +295,8 @@ impl Commit {
         }
     }
 
-    /// Removes superseded checkpoints once `max_to_keep` newer ones are complete. Examines only those that may go, and
-    /// each of those that stay once.
+    /// Removes superseded checkpoints once `max_to_keep` newer ones that stand in for them are complete. Examines only
+    /// those that may go, and each of those that stay once.
     fn remove_superseded(&self) {
         let (mut superseded, known, retention) = {
             let ledger = self.ledger();
@@ -304,16 +305,13 @@ impl Commit {
             }
             (ledger.superseded.clone(), ledger.known.clone(), ledger.retention.clone())
         };
-        let sequence = |found: &Found| found.entry.sequence;
-        let all: Vec<u64> = known.iter().map(sequence).collect();
         let whole = LazyCell::new(|| {
             let whole = known.iter().filter(|found| found.looks_whole(&self.directory));
-            whole.map(sequence).collect::<Vec<u64>>()
+            whole.collect::<Vec<&Found>>()
         });
         superseded.retain_mut(|(aside, found)| {
-            let newer = |of: &[u64]| of.iter().filter(|newer| **newer > sequence(found)).count();
-            let may_go = retention.waits_superseded(newer(&all)).is_none();
-            if !may_go || retention.waits_superseded(newer(&whole)).is_some() {
+            let may_go = retention.waits_superseded(standing_in(found, &known, 0)).is_none();
+            if !may_go || retention.waits_superseded(standing_in(found, whole.iter().copied(), 0)).is_some() {
                 return false;
             }
             read_marks(&self.directory, aside, found);
@@ -405,14 +403,15 @@ pub(super) fn preserve(directory: &Directory, kept: &mut [Found], names: &[Strin
     Ok(())
 }
 
-/// Returns how many of `known` are newer than `superseded` and look whole.
-pub(super) fn newer_whole<'a>(
-    directory: &Directory,
-    known: impl Iterator<Item = &'a Found>,
-    superseded: &Found,
-) -> usize {
-    let newer = known.filter(|newer| newer.entry.sequence > superseded.entry.sequence);
-    newer.filter(|newer| newer.looks_whole(directory)).count()
+/// Returns how many of `known`, and of `next` ones that are complete, stand in for a superseded checkpoint. Those that no
+/// restart uses never make one go that it could use.
+pub(super) fn standing_in<'a>(superseded: &Found, known: impl IntoIterator<Item = &'a Found>, next: usize) -> usize {
+    let is_healthy = |found: &Found| found.non_finite.is_empty() && !found.unclean;
+    let can_restart = |found: &Found| is_healthy(found) && found.without.is_empty();
+    let newer = known.into_iter().filter(|newer| newer.entry.sequence > superseded.entry.sequence);
+    let newer: Vec<&Found> = newer.filter(|newer| is_healthy(newer) || !is_healthy(superseded)).collect();
+    let suffices = next > 0 || !can_restart(superseded) || newer.iter().any(|newer| can_restart(newer));
+    if suffices { newer.len() + next } else { 0 }
 }
 
 /// Puts checkpoints that are kept after all back to their place among the others.
@@ -429,13 +428,14 @@ fn in_order(stay: Vec<Found>, others: Vec<Found>) -> Vec<Found> {
 
 /// Updates the index with the ledger, and keeps the entries of other managers' checkpoints.
 pub(super) fn write_index(ledger: &Mutex<Ledger>, directory: &Directory, held: &Held) -> Result<()> {
-    let (name, known) = {
+    let (name, known, older) = {
         let ledger = ledger.lock().unwrap_or_else(PoisonError::into_inner);
-        (ledger.name.clone(), ledger.known.clone())
+        (ledger.name.clone(), ledger.known.clone(), ledger.older.clone())
     };
     let permanent = known.iter().filter(|found| found.entry.permanent);
     let last_permanent = permanent.map(|found| found.entry.saved_at).max();
-    let others = |entry: &IndexEntry| number_of(&name, &entry.name).is_none();
+    // What another version wrote is known to be older only as long as the index lists it.
+    let others = |entry: &IndexEntry| number_of(&name, &entry.name).is_none() || older.contains(&entry.name);
     held.update_index(directory, |index| {
         index.checkpoints.retain(|entry| others(entry) && directory.must_be_free(&entry.name).is_err());
         index.latest = known.last().map(|found| found.entry.name.clone());

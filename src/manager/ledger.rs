@@ -45,6 +45,10 @@ pub(super) struct Ledger {
     pub undecided: Option<(String, String)>,
     /// Those that cannot be read now, by name.
     pub unreachable: Vec<(String, Error)>,
+    /// Those that another version wrote or marked, and that are older than the newest, by name.
+    pub older: HashSet<String>,
+    /// All that were of this run since the manager was opened, also those that are gone.
+    pub was: HashSet<Follows>,
     /// Those that were skipped and still have their number.
     pub stuck: Vec<String>,
     /// Those that their user skipped, and that could not be renamed.
@@ -99,6 +103,8 @@ impl Ledger {
             listed: HashSet::new(),
             undecided: None,
             unreachable: Vec::new(),
+            older: HashSet::new(),
+            was: HashSet::new(),
             stuck: Vec::new(),
             skipped: HashSet::new(),
             opened,
@@ -120,8 +126,8 @@ impl Ledger {
         self.directory.root().join(name)
     }
 
-    /// Returns the checkpoints that stay when `next` is saved, each with the components that it lacks then. Those that
-    /// were removed by hand do not count.
+    /// Returns the checkpoints that stay when `next` is saved and that restarts may use, each with the components that it
+    /// lacks then. Those that were removed by hand do not count.
     pub(super) fn beside(&mut self, next: CheckpointInfo) -> BTreeMap<String, Vec<String>> {
         let (name, now) = (next.name.clone(), next.saved_at);
         let Ledger { seen, known, directory, .. } = self;
@@ -129,7 +135,8 @@ impl Ledger {
         let mut all = infos(others.filter(|found| seen.is_there(directory, found)));
         all.push(self.retention.with_components(next));
         let explanations = self.retention.explain(&all, self.restored.as_ref(), now).into_iter();
-        let stay = explanations.filter(|explanation| explanation.is_kept() && explanation.checkpoint.name != name);
+        let stays = |explanation: &Explanation| explanation.is_kept() && explanation.checkpoint.is_healthy();
+        let stay = explanations.filter(|explanation| stays(explanation) && explanation.checkpoint.name != name);
         let lacks = |explanation: Explanation| {
             let Explanation { checkpoint, loses, .. } = explanation;
             (checkpoint.name, [checkpoint.without, loses].concat())
@@ -177,6 +184,7 @@ impl Ledger {
         };
         let (older, unreachable): (Vec<_>, Vec<_>) = unreachable.partition(is_older);
         self.unreachable = unreachable;
+        self.older = older.iter().map(|(name, _)| name.clone()).collect();
         left_alone.extend(older);
         let (found, strangers): (Vec<Found>, Vec<Found>) =
             catalog.found.into_iter().partition(|found| mine(&found.entry.name));
@@ -231,6 +239,7 @@ impl Ledger {
         for (name, found) in superseded {
             self.take_in_superseded(name, found);
         }
+        self.was.extend(self.known.iter().map(Found::id));
     }
 
     /// Damaged ones count among the damaged.
@@ -506,6 +515,12 @@ impl Ledger {
     pub(super) fn has(&self, id: &Follows) -> bool {
         let superseded = self.superseded.iter().map(|(_, found)| found);
         self.known.iter().chain(superseded).any(|found| found.id() == *id)
+    }
+
+    /// Returns `true` if a checkpoint is, or was, one of this directory's run, even if it has been removed since: its
+    /// sequence can be compared with those that are there.
+    pub(super) fn was_here(&self, id: &Follows) -> bool {
+        self.has(id) || self.was.contains(id)
     }
 
     /// Why a directory without a usable checkpoint is not the same as an empty one.

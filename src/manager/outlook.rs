@@ -1,12 +1,13 @@
 //! Predicts what the next save removes, for explanations, dry runs, and removals before the save.
 
 use super::CheckpointManager;
-use super::commit::{keeps_damaged, newer_whole, read_marks};
+use super::commit::{keeps_damaged, read_marks, standing_in};
 use super::ledger::infos;
 use super::retention::{CheckpointInfo, Explanation, KeptBy};
 use crate::catalog::{Found, look};
 use crate::save::Stamp;
 use chrono::DateTime;
+use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What keeps each checkpoint of a manager, according to its current marks.
@@ -82,8 +83,12 @@ impl CheckpointManager {
         let known: Vec<(Found, Explanation)> = known.into_iter().zip(explanations).collect();
         let staying: Vec<&Found> =
             known.iter().filter(|(_, explanation)| explanation.is_kept()).map(|(found, _)| found).collect();
+        let whole = LazyCell::new(|| {
+            let whole = staying.iter().copied().filter(|found| found.looks_whole(directory));
+            whole.collect::<Vec<&Found>>()
+        });
         let superseded = superseded.into_iter().map(|(aside, found)| {
-            let newer = newer_whole(directory, staying.iter().copied(), &found) + usize::from(saves);
+            let newer = standing_in(&found, whole.iter().copied(), usize::from(saves));
             let checkpoint = CheckpointInfo { name: aside.clone(), ..CheckpointInfo::from(&found) };
             let kept_by = retention.keeps_superseded(&checkpoint, newer);
             (aside, found, Explanation { checkpoint, kept_by, loses: Vec::new() })

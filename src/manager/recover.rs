@@ -150,7 +150,9 @@ impl CheckpointManager {
         if found.unclean {
             return Some("it was saved after an error, and its state may not belong together".to_string());
         }
-        let is_wanted = |component: &&String| !options.skips_here(&name::key([component]));
+        // `optimizer/*` leaves out as much as `optimizer`.
+        let is_skipped = |key: &str| options.skips_here(key) || options.skips_here(&name::prefix(key));
+        let is_wanted = |component: &&String| !is_skipped(&name::key([component]));
         let lacks: Vec<String> = found.without.iter().filter(is_wanted).cloned().collect();
         let rules = self.directory.rules();
         if !lacks.is_empty() && !self.restore_incomplete && rules.hold(Rule::ResumeWhole) {

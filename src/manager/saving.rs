@@ -384,7 +384,7 @@ impl CheckpointManager {
             }
         }
         let mut superseded = match self.present_head() {
-            Some(head) if ledger.has(&head) => ledger.after(Some(&head)),
+            Some(head) if ledger.was_here(&head) => ledger.after(Some(&head)),
             Some(_) if self.begun => Vec::new(),
             _ => ledger.after(None),
         };

@@ -36,8 +36,10 @@ impl Line {
             let kept = kept.next().copied().unwrap_or_default();
             !made.there || kept.whole || kept.otherwise || kept.for_good
         });
-        let newer = |order: u64| self.own.iter().filter(|made| made.there && made.order > order).count();
-        let is_done = |made: &Made| newer(made.order) >= rules.latest && !made.permanent && !made.pinned;
+        let replaces =
+            |newer: &Made, made: &Made| newer.order > made.order && (newer.is_healthy() || !made.is_healthy());
+        let newer = |made: &Made| self.own.iter().filter(|newer| newer.there && replaces(newer, made)).count();
+        let is_done = |made: &Made| newer(made) >= rules.latest && !made.permanent && !made.pinned;
         let done: Vec<bool> = self.aside.iter().map(is_done).collect();
         for (made, done) in self.aside.iter_mut().zip(done) {
             made.there &= !done;
