@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::format::AssetEntry;
 use crate::parallel;
 use crate::source::TensorSource;
+use crate::text;
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -343,10 +344,9 @@ fn compare(key: &str, entries: [Option<Entry<'_>>; 2], sides: [&dyn TensorSource
     Found::Differs(kind)
 }
 
-/// Compares as text, which distinguishes 0.0 from -0.0. The keys of objects have the same order in both.
+/// Compares as text, which distinguishes 0.0 from -0.0.
 fn is_same(a: &Value, b: &Value) -> bool {
-    let [a, b] = [a, b].map(Value::to_string);
-    a == b
+    text::canonical(a) == text::canonical(b)
 }
 
 /// The number of bytes of elements that may still be read, so that bytes that many keys share are not read for each of

@@ -13,7 +13,7 @@ use crate::repository::Posix;
 use crate::source::{Source, SourceAttributes, TensorSource, VerifiedBy};
 use serde::Serialize;
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
 /// The result of [`salvage`].
@@ -56,6 +56,8 @@ pub fn salvage(from: impl Into<Location>, to: impl Into<Location>) -> Result<Sal
     let (from, to) = (from.into(), to.into());
     let (source, problems) = Source::open_what_is_whole(&Posix::default(), &from)?;
     let mut lost = BTreeMap::new();
+    // What is wrong with the bytes of a tensor, by its first piece: tensors that share that share all.
+    let mut verified: HashMap<(&str, &str), Option<Problem>> = HashMap::new();
     let mut buffer = Vec::new();
     let of = |key: &str| name::component(key).to_string();
     for (key, record) in &source.manifest.tensors {
@@ -63,8 +65,13 @@ pub fn salvage(from: impl Into<Location>, to: impl Into<Location>) -> Result<Sal
         if lost.contains_key(&component) {
             continue;
         }
+        let first = record.pieces.first().map(|piece| (piece.file.as_str(), piece.name.as_str()));
+        if let Some(problem) = first.and_then(|first| verified.get(&first)) {
+            lost.extend(problem.clone().map(|problem| (component, problem)));
+            continue;
+        }
         let missing = record.pieces.iter().find(|piece| !source.has_file(&piece.file));
-        let error = match missing {
+        let problem = match missing {
             Some(piece) => {
                 let file = from.join(&piece.file);
                 let known = problems.iter().find(|error| Problem::of(error).path.as_ref() == Some(&file));
@@ -72,9 +79,8 @@ pub fn salvage(from: impl Into<Location>, to: impl Into<Location>) -> Result<Sal
             }
             None => source.verify_tensor(key, record, &mut buffer).err().as_ref().map(Problem::of),
         };
-        if let Some(problem) = error {
-            lost.insert(component, problem);
-        }
+        verified.extend(first.map(|first| (first, problem.clone())));
+        lost.extend(problem.map(|problem| (component, problem)));
     }
     let keys = source.manifest.tensors.keys().chain(source.manifest.values.keys());
     let mut components: Vec<String> =
@@ -182,7 +188,8 @@ impl TensorSource for Intact<'_> {
     }
 
     fn verify(&self) -> Result<()> {
-        self.specs.keys().try_for_each(|key| self.ours.verify_tensor(key))
+        let mut stored = self.specs.keys().filter(|key| self.first_alias(key) == key.as_str());
+        stored.try_for_each(|key| self.ours.verify_tensor(key))
     }
 }
 

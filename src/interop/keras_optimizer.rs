@@ -188,8 +188,8 @@ pub(super) fn state<'a>(
                 .ok_or_else(|| failed("the file does not record the number of steps: set `iterations`".to_string()))?;
             for slot in &found.slots {
                 let name = slot.torch.unwrap_or(&slot.name);
-                state.add(&slot.variable, name, Elements::Tensor(slot.key.clone()));
-                state.add(&slot.variable, "step", Elements::Count(iterations as f32));
+                state.add(&slot.variable, name, Elements::Tensor(slot.key.clone()))?;
+                state.add(&slot.variable, "step", Elements::Count(iterations as f32))?;
             }
             // Keras: m' / (sqrt(v') + epsilon), times sqrt(1 - beta_2^t) / (1 - beta_1^t). PyTorch divides each moment
             // by its correction and adds epsilon then. This epsilon makes the next step equal.
@@ -224,7 +224,7 @@ pub(super) fn state<'a>(
                 // Keras: m' = momentum · m - lr · g and w' = w + m'. PyTorch: b' = momentum · b + g and w' = w - lr ·
                 // b'.
                 let elements = if found.is_scaled { Elements::Scaled(key, -1.0 / lr) } else { Elements::Tensor(key) };
-                state.add(&slot.variable, "momentum_buffer", elements);
+                state.add(&slot.variable, "momentum_buffer", elements)?;
             }
             let group = json!({
                 "lr": lr, "momentum": momentum.unwrap_or(0.0), "dampening": 0.0, "weight_decay": 0.0,

@@ -43,7 +43,11 @@ impl<'a> OptimizerState<'a> {
     }
 
     /// Adds a slot of a variable.
-    pub(super) fn add(&mut self, variable: &str, slot: &str, elements: Elements) {
+    ///
+    /// # Errors
+    /// [`Error::Object`] if the source cannot read it: without it, the variable would count as one that was never
+    /// stepped.
+    pub(super) fn add(&mut self, variable: &str, slot: &str, elements: Elements) -> Result<()> {
         let spec = match &elements {
             Elements::Count(count) => {
                 self.steps = self.steps.max(*count);
@@ -51,12 +55,16 @@ impl<'a> OptimizerState<'a> {
             }
             Elements::Tensor(key) | Elements::Scaled(key, _) => match self.source.tensors().get(key) {
                 Some(spec) => spec.clone(),
-                None => return,
+                None => {
+                    let reason = self.source.unreadable().get(key);
+                    return Err(lost(key, reason.map_or("there is no such tensor", String::as_str)));
+                }
             },
         };
         let key = name::key([&*self.name, "state", variable, slot]);
         self.tensors.insert(key.clone(), spec);
         self.from.insert(key, elements);
+        Ok(())
     }
 
     /// Sets the algorithm and the options of its groups, and the number of steps unless the slots count them.
@@ -75,6 +83,20 @@ impl<'a> OptimizerState<'a> {
     fn elements(&self, key: &str) -> Result<&Elements> {
         self.from.get(key).ok_or_else(|| Error::object(key, "the state of the optimizer has no such tensor"))
     }
+}
+
+/// Refuses a state of which the source cannot read a part, at `place` or below: a variable without slots would count as
+/// one that was never stepped, and a hyperparameter that is left out has a default.
+pub(super) fn check_readable(source: &dyn TensorSource, place: &str) -> Result<()> {
+    let inside = format!("{place}/");
+    let own = source.unreadable().get_key_value(place);
+    let below = source.unreadable().range(inside.clone()..).next().filter(|(key, _)| key.starts_with(&inside));
+    own.or(below).map_or(Ok(()), |(key, reason)| Err(lost(key, reason)))
+}
+
+/// Returns the error for a part of the state that cannot be read.
+fn lost(key: &str, reason: &str) -> Error {
+    Error::object(key, format!("it is a part of the optimizer's state and cannot be read: {reason}"))
 }
 
 /// Multiplies elements by a number.

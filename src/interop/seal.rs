@@ -8,6 +8,7 @@ use crate::format::{Digest, Hasher};
 use crate::location::Location;
 use crate::name;
 use crate::source::{SourceAttributes, TensorSource, VerifiedBy, room};
+use crate::text;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -38,7 +39,7 @@ struct Seal {
     format: String,
     /// XXH3-128 of every tensor's elements, row-major and little-endian.
     tensors: BTreeMap<String, Entry>,
-    /// XXH3-128 of all values, as the JSON of one object.
+    /// XXH3-128 of all values, as the JSON of one object, whose keys are sorted, as are those of objects in it.
     values: Digest,
 }
 
@@ -100,8 +101,9 @@ pub fn seal_with(path: impl AsRef<Path>, options: &ReadOptions) -> Result<PathBu
     }
     source.verify()?;
     let mut tensors = BTreeMap::new();
+    let mut digests = Digests::default();
     for (key, spec) in source.tensors() {
-        let digest = digest(&*source, key)?;
+        let digest = digests.of(&*source, key)?;
         tensors.insert(key.clone(), Entry { dtype: spec.dtype, shape: spec.shape.clone(), digest });
     }
     let values = digest_of_values(&*source);
@@ -131,8 +133,24 @@ fn already_sealed(place: &Path) -> Error {
     Error::AlreadyExists { path: place.into(), hint }
 }
 
+/// The digests of the tensors of one source, each stored tensor read once.
+#[derive(Default)]
+struct Digests<'a>(BTreeMap<&'a str, Digest>);
+
+impl<'a> Digests<'a> {
+    fn of(&mut self, source: &'a dyn TensorSource, key: &'a str) -> Result<Digest> {
+        let first = source.first_alias(key);
+        if let Some(known) = self.0.get(first) {
+            return Ok(*known);
+        }
+        let found = digest(source, first)?;
+        self.0.insert(first, found);
+        Ok(found)
+    }
+}
+
 /// Returns the digest of a tensor, read piece by piece.
-fn digest(source: &dyn TensorSource, key: &str) -> Result<Digest> {
+pub(crate) fn digest(source: &dyn TensorSource, key: &str) -> Result<Digest> {
     let spec = source.tensors().get(key).ok_or_else(|| Error::object(key, "there is no such tensor"))?;
     let size = spec.dtype.size() as u64;
     let (count, step) = (spec.bytes().unwrap_or_default() / size, CHUNK / size);
@@ -152,7 +170,7 @@ fn digest(source: &dyn TensorSource, key: &str) -> Result<Digest> {
 fn digest_of_values(source: &dyn TensorSource) -> Digest {
     let all: serde_json::Map<String, Value> =
         source.values().iter().map(|(key, value)| (key.clone(), value.clone())).collect();
-    Digest::of(Value::Object(all).to_string().as_bytes())
+    Digest::of(text::canonical(&Value::Object(all)).as_bytes())
 }
 
 /// Opens the seal at `place`, if there is one. Like the files of a checkpoint, it must be a regular file and no link,
@@ -307,7 +325,8 @@ impl TensorSource for Sealed {
 
     fn verify(&self) -> Result<()> {
         self.source.verify()?;
-        self.tensors().keys().try_for_each(|key| self.verify_tensor(key))
+        let mut digests = Digests::default();
+        self.tensors().keys().try_for_each(|key| self.check(key, digests.of(&*self.source, key)?))
     }
 }
 

@@ -142,6 +142,7 @@ impl TensorSource for Merged<'_> {
     }
 
     fn verify(&self) -> Result<()> {
-        self.specs.keys().try_for_each(|key| self.verify_tensor(key))
+        let mut stored = self.specs.keys().filter(|key| self.first_alias(key) == key.as_str());
+        stored.try_for_each(|key| self.verify_tensor(key))
     }
 }

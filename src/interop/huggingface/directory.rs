@@ -10,7 +10,6 @@ use crate::interop::view::{Part, Stored, overlap};
 use crate::name;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
-use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
@@ -27,9 +26,8 @@ const SINGLE: [&str; 6] = [
     "adapter_model.bin",
 ];
 
-/// The longest index, and the longest `config.json`.
+/// The longest index, and the longest `config.json` that is looked at.
 const MAX_INDEX: u64 = 100 << 20;
-const MAX_CONFIG: u64 = 1 << 20;
 
 /// Returns `true` if a directory with these names is a Hugging Face directory.
 pub(super) fn is_one(names: &BTreeSet<String>) -> bool {
@@ -60,7 +58,7 @@ pub(super) fn open(directory: &Path, options: &ReadOptions) -> Result<Foreign> {
     }
     if let Some(single) = SINGLE.iter().find(|name| names.contains(**name)) {
         let found = shard(&directory.join(single), options)?;
-        return finish(directory, single.ends_with(".bin"), with_config(directory, found)?, options);
+        return finish(directory, single.ends_with(".bin"), with_config(directory, found), options);
     }
     let files: Vec<&String> = names.iter().filter(|name| name.ends_with(".safetensors")).collect();
     without_index(directory, &files, options)
@@ -171,24 +169,32 @@ pub(super) fn open_index(directory: &Path, path: &Path, options: &ReadOptions) -
         return Err(damaged(path, format!("the tensor {name:?} should be in {file}, and is not")));
     }
     let is_pickle = path.to_str().is_some_and(|path| path.ends_with(".bin.index.json"));
-    finish(directory, is_pickle, with_config(directory, found)?, options)
+    finish(directory, is_pickle, with_config(directory, found), options)
 }
 
 fn is_plain(file: &str) -> bool {
     !file.is_empty() && !file.contains(['/', '\\', '\0']) && file != "." && file != ".."
 }
 
-/// Adds a note about an output layer that is tied to the embedding and therefore not stored.
-fn with_config(directory: &Path, mut found: Found) -> Result<Found> {
-    let path = directory.join("config.json");
-    if !path.exists() {
-        return Ok(found);
+/// What is read of `config.json`.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Config {
+    tie_word_embeddings: Option<bool>,
+}
+
+impl Config {
+    /// Reads it. The tensors do not need it: one that is not there, cannot be read or is not valid counts as empty.
+    fn of(directory: &Path) -> Config {
+        let bytes = Input::open(&directory.join("config.json"));
+        let bytes = bytes.and_then(|input| input.read_vec(0..input.len(), MAX_INDEX)).unwrap_or_default();
+        serde_json::from_slice(&bytes).unwrap_or_default()
     }
-    let input = Input::open(&path)?;
-    let bytes = input.read_vec(0..input.len(), MAX_CONFIG)?;
-    // The configuration is not needed for the tensors: an invalid one is ignored.
-    let config: Value = serde_json::from_slice(&bytes).unwrap_or_default();
-    let is_tied = config.get("tie_word_embeddings") == Some(&Value::Bool(true));
+}
+
+/// Adds a note about an output layer that is tied to the embedding and therefore not stored.
+fn with_config(directory: &Path, mut found: Found) -> Found {
+    let is_tied = Config::of(directory).tie_word_embeddings == Some(true);
     const HEAD: &str = "lm_head.weight";
     if is_tied && !found.stored.contains_key(HEAD) {
         let is_embedding = |key: &&String| {
@@ -203,15 +209,17 @@ fn with_config(directory: &Path, mut found: Found) -> Result<Found> {
             found.unreadable.insert(HEAD.to_string(), reason);
         }
     }
-    Ok(found)
+    found
 }
 
 /// Opens files without an index: one file, all of `NAME-00001-of-0000N.safetensors`, or slices written by DCP.
 fn without_index(directory: &Path, files: &[&String], options: &ReadOptions) -> Result<Foreign> {
     let unsupported = |reason: String| Error::unsupported(directory, reason);
-    if let [file] = files {
+    if let [file] = files
+        && numbered(file).is_none_or(|(_, count)| count == 1)
+    {
         let found = shard(&directory.join(file), options)?;
-        return finish(directory, false, with_config(directory, found)?, options);
+        return finish(directory, false, with_config(directory, found), options);
     }
     let mut contents = Vec::new();
     let mut offsets = Vec::new();
@@ -227,7 +235,7 @@ fn without_index(directory: &Path, files: &[&String], options: &ReadOptions) -> 
     let (stem, count) = files.first().and_then(|file| numbered(file)).ok_or_else(|| {
         unsupported(format!("it holds {} safetensors files and no index: open one of them", files.len()))
     })?;
-    let expected: Vec<String> = (1..=count).map(|i| format!("{stem}-{i:05}-of-{count:05}.safetensors")).collect();
+    let expected: Vec<String> = (1..=count).map(|i| shard_name(stem, i, count)).collect();
     let missing: Vec<&str> = expected.iter().filter(|name| !files.contains(name)).map(String::as_str).collect();
     if !missing.is_empty() || files.len() != expected.len() {
         let reason = format!("it has no index, and of its {count} shards these are missing: {}", missing.join(", "));
@@ -247,14 +255,20 @@ fn without_index(directory: &Path, files: &[&String], options: &ReadOptions) -> 
             }
         }
     }
-    finish(directory, false, with_config(directory, found)?, options)
+    finish(directory, false, with_config(directory, found), options)
 }
 
 /// Parses `NAME-00001-of-00003.safetensors`. Returns the name and the number of files.
 fn numbered(file: &str) -> Option<(&str, u32)> {
     let (rest, count) = file.strip_suffix(".safetensors")?.rsplit_once("-of-")?;
-    let (stem, _) = rest.rsplit_once('-')?;
-    Some((stem, count.parse().ok().filter(|&count| count <= 100_000)?))
+    let (stem, number) = rest.rsplit_once('-')?;
+    let count = count.parse().ok().filter(|count| (1..=100_000).contains(count))?;
+    let number = number.parse().ok().filter(|number| *number <= count)?;
+    (shard_name(stem, number, count) == file).then_some((stem, count))
+}
+
+fn shard_name(stem: &str, number: u32, count: u32) -> String {
+    format!("{stem}-{number:05}-of-{count:05}.safetensors")
 }
 
 /// Joins tensors of which each file has a slice. Their shape is the extent of all slices.

@@ -5,7 +5,7 @@ use super::layers::without_output;
 use crate::error::Result;
 use crate::interop::KerasOptimizer;
 use crate::interop::keras_optimizer::{Found, first_number, state};
-use crate::interop::optimizer::OptimizerState;
+use crate::interop::optimizer::{OptimizerState, check_readable};
 use crate::source::TensorSource;
 
 /// Returns the state of the optimizer in the layout of `optim`. `variables` are the keys of all trainable variables in
@@ -18,8 +18,9 @@ use crate::source::TensorSource;
 /// the epsilon of Adam acts in another place.
 ///
 /// # Errors
-/// Those of [`Weights::slots_of`]; [`Error::Object`](crate::Error::Object) if `optim` has no equivalent of the
-/// optimizer, or a hyperparameter is missing, which the message names; [`Error::Damaged`](crate::Error::Damaged);
+/// Those of [`Weights::slots_of`]; [`Error::Object`](crate::Error::Object) if a part of the state is
+/// [`unreadable`](TensorSource::unreadable), if `optim` has no equivalent of the optimizer, or if a hyperparameter is
+/// missing, which the message names; [`Error::Damaged`](crate::Error::Damaged);
 /// [`Error::Io`](crate::Error::Io).
 ///
 /// ```no_run
@@ -37,6 +38,9 @@ pub fn optimizer_state<'a>(
     variables: &[&str],
     options: &KerasOptimizer,
 ) -> Result<OptimizerState<'a>> {
+    for place in ["optimizer", "optimizer_weights"] {
+        check_readable(weights, place)?;
+    }
     let mut found = Found { is_scaled: true, ..Found::default() };
     if weights.tensors().contains_key("optimizer/vars/0") {
         let (first, slots) = weights.numbered_slots(variables)?;

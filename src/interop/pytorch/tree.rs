@@ -34,7 +34,7 @@ pub(super) fn collect(
     found: &mut Found,
 ) -> Result<u64, Problem> {
     let all = FREE + PER_OBJECT * arena.len() as u64;
-    let mut walk = Walk { arena, style, binder, found, holds: HashMap::new(), left: all };
+    let mut walk = Walk { arena, style, binder, found, holds: HashMap::new(), inner: 0, left: all };
     walk.visit(&mut Vec::new(), root)?;
     Ok(all - walk.left)
 }
@@ -61,6 +61,8 @@ struct Walk<'a> {
     found: &'a mut Found,
     /// Whether there is a tensor under an object.
     holds: HashMap<Id, bool>,
+    /// Objects around the one that is visited whose state it is, or is in: they add nothing to the path.
+    inner: usize,
     left: u64,
 }
 
@@ -80,7 +82,7 @@ impl Walk<'_> {
     }
 
     fn visit(&mut self, path: &mut Vec<String>, id: Id) -> Result<(), Problem> {
-        if path.len() > MAX_DEPTH {
+        if path.len() + self.inner > MAX_DEPTH {
             return Err(refuse(path, "it nests deeper than 100 levels"));
         }
         let arena = self.arena;
@@ -105,7 +107,12 @@ impl Walk<'_> {
                         entries.sort_by_key(|(_, id)| self.rank(*id));
                         entries.into_iter().try_for_each(|(part, value)| self.descend(path, part, value))
                     }
-                    None => self.visit(path, state),
+                    None => {
+                        self.inner += 1;
+                        let result = self.visit(path, state);
+                        self.inner -= 1;
+                        result
+                    }
                 }
             }
             Node::Refused(place) => {
@@ -288,7 +295,7 @@ impl Walk<'_> {
 
     fn value(&mut self, path: &[String], id: Id) -> Result<(), Problem> {
         let key = self.key(path)?;
-        match self.json(path, id, path.len())? {
+        match self.json(path, id, path.len() + self.inner)? {
             Ok(value) => drop(self.found.values.insert(key, value)),
             Err(reason) => drop(self.found.unreadable.insert(key, reason)),
         }

@@ -4,7 +4,7 @@ use super::Bundle;
 use crate::error::{Error, Result};
 use crate::interop::KerasOptimizer;
 use crate::interop::keras_optimizer::{Found, first_number, state};
-use crate::interop::optimizer::OptimizerState;
+use crate::interop::optimizer::{OptimizerState, check_readable};
 use crate::source::TensorSource;
 
 /// Returns the state of an optimizer of Keras 3, of Keras 2 (its legacy optimizers too) or of TensorFlow 1 in the
@@ -18,9 +18,9 @@ use crate::source::TensorSource;
 /// been made.
 ///
 /// # Errors
-/// [`Error::Object`] if there is no such optimizer, if `optim` has no equivalent (RMSprop and Adagrad, SGD with weight
-/// decay, a decaying learning rate), or if a hyperparameter is missing, which the message names; [`Error::Damaged`];
-/// [`Error::Io`].
+/// [`Error::Object`] if there is no such optimizer, if a part of its state is [`unreadable`](TensorSource::unreadable),
+/// if `optim` has no equivalent (RMSprop and Adagrad, SGD with weight decay, a decaying learning rate), or if a
+/// hyperparameter is missing, which the message names; [`Error::Damaged`]; [`Error::Io`].
 ///
 /// ```no_run
 /// # fn main() -> tch_checkpoint::Result<()> {
@@ -33,6 +33,9 @@ use crate::source::TensorSource;
 /// ```
 pub fn optimizer_state<'a>(bundle: &'a Bundle, options: &KerasOptimizer) -> Result<OptimizerState<'a>> {
     let key = &options.key;
+    if bundle.graph.is_some() {
+        check_readable(bundle, key)?;
+    }
     let slots = bundle.slots().iter().filter(|slot| slot.optimizer == *key).cloned().collect();
     // Without an object graph, the names of TensorFlow 1: `beta2_power`, below the scope of the optimizer.
     let by_name = |name: &str| -> Vec<String> {

@@ -7,7 +7,7 @@ mod align;
 mod groups;
 
 use crate::error::{Error, Result};
-use crate::interop::optimizer::{Elements, OptimizerState, number};
+use crate::interop::optimizer::{Elements, OptimizerState, check_readable, number};
 use crate::name;
 use crate::source::TensorSource;
 use align::align;
@@ -82,7 +82,8 @@ struct Parameter {
 /// it). A pure function: nothing is restored, no element of a slot is read.
 ///
 /// # Errors
-/// [`Error::Object`] if there is no such state, or its algorithm or an option is not supported by `optim`;
+/// [`Error::Object`] if there is no such state, a part of it is [`unreadable`](TensorSource::unreadable), or its
+/// algorithm or an option is not supported by `optim`;
 /// [`Error::InvalidArgument`] if the names do not fit, with those that would.
 ///
 /// ```no_run
@@ -101,6 +102,9 @@ pub fn optimizer_state<'a>(
     key: &str,
     options: &OptimizerOptions,
 ) -> Result<OptimizerState<'a>> {
+    for part in ["state", "param_groups"] {
+        check_readable(source, &under(key, part))?;
+    }
     let groups = groups(source, key, options.algorithm.as_deref())?;
     let ids: Vec<&str> = groups.groups.iter().flat_map(|group| group.parameters.iter().map(String::as_str)).collect();
     let mut parameters = Vec::new();
@@ -113,7 +117,7 @@ pub fn optimizer_state<'a>(
     let mut state = OptimizerState::new(source, &options.name);
     for (variable, parameter) in names.iter().zip(parameters) {
         for (slot, elements) in parameter.slots {
-            state.add(variable, &slot, elements);
+            state.add(variable, &slot, elements)?;
         }
     }
     let listed: Vec<Value> = groups.groups.iter().map(|Group { options, .. }| options.clone()).collect();

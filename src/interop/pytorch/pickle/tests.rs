@@ -45,6 +45,16 @@ fn nesting_ends_in_an_error_and_not_in_the_stack() {
     let tuples = [b")".to_vec(), vec![0x85; 30_000]].concat();
     assert!(refusal(&of(&[&tuples])).contains("deeper"));
     assert!(open(&of(&[&vec![b'('; 20_000]])).is_err());
+    // The state of an object is the object itself, or an object with a state, and so on.
+    let object = b"cargparse\nNamespace\n";
+    let unreadable = b"c__builtin__\ncomplex\nK\0K\0\x86R\x85";
+    assert!(refusal(&of(&[object, unreadable, b"\x81q\0h\0b"])).contains("deeper"));
+    let (objects, states) = (b"h\0h\x01\x81".repeat(30_000), vec![b'b'; 29_999]);
+    let chain = of(&[object, b"q\x000", unreadable, b"q\x010", &objects, &states]);
+    assert!(refusal(&chain).contains("deeper"));
+    // A few are no reason to refuse it, and their states are found.
+    let few = of(&[object, b"q\x000", unreadable, b"q\x010", &b"h\0h\x01\x81".repeat(3), b"}X\x01\0\0\0aK\x07sbbb"]);
+    assert_eq!(open(&few).unwrap().values()["a"], 7);
 }
 
 /// Every opcode that makes something takes more memory than the byte it is.
