@@ -3,7 +3,7 @@
 use crate::checkpoint::Checkpoint;
 use crate::contents::Contents;
 use crate::error::Result;
-use crate::graph::{Node, Trackable};
+use crate::graph::{Node, Trackable, Tracked};
 use crate::location::Location;
 use crate::repository::Storage;
 use crate::restore::{RestoreOptions, RestoreStatus};
@@ -19,6 +19,8 @@ pub struct Part {
     name: String,
     node: Node,
     storage: Arc<dyn Storage>,
+    /// What is tracked with it.
+    beside: Tracked,
 }
 
 impl fmt::Debug for Part {
@@ -48,7 +50,7 @@ impl Checkpoint {
     #[must_use]
     pub fn get(&self, name: &str) -> Option<Part> {
         let node = self.objects().into_iter().find(|(tracked, _)| tracked == name)?.1;
-        Some(Part { name: name.to_string(), node, storage: self.storage().clone() })
+        Some(Part { name: name.to_string(), node, storage: self.storage().clone(), beside: self.tracked() })
     }
 }
 
@@ -70,7 +72,8 @@ impl Part {
     /// Saves it alone; see [`Checkpoint::write`].
     ///
     /// # Errors
-    /// As for [`Checkpoint::write`].
+    /// As for [`Checkpoint::write`], also if the step that ended meanwhile was that of another object of the checkpoint, such
+    /// as the optimizer of a model.
     pub fn write(&self, path: impl Into<Location>) -> Result<Location> {
         self.alone()?.write(path)
     }
@@ -92,7 +95,7 @@ impl Part {
     }
 
     fn alone(&self) -> Result<Checkpoint> {
-        Checkpoint::in_storage(self.storage.clone()).track(&self.name, &self.node)
+        Checkpoint::beside(self.storage.clone(), self.beside.clone()).track(&self.name, &self.node)
     }
 }
 

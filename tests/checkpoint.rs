@@ -11,9 +11,9 @@ use std::time::Duration;
 #[cfg(feature = "huggingface")]
 use tch_checkpoint::WeightsExport;
 use tch_checkpoint::{
-    BoxError, Checkpoint, CheckpointManager, CheckpointReader, Child, Collection, Counter, Created, Dtype, Error, Gate,
-    Guarded, Node, Preemption, Progress, RestoreOptions, SaveOptions, SavedTree, TensorBytes, TensorLeaf, TensorSpec,
-    TensorTarget, Trackable, Value, ValueApply, ValueLeaf, Verify, checkpoints, latest_checkpoint,
+    AssetStream, BoxError, Checkpoint, CheckpointManager, CheckpointReader, Child, Collection, Counter, Created, Dtype,
+    Error, Gate, Guarded, Node, Preemption, Progress, RestoreOptions, SaveOptions, SavedTree, TensorBytes, TensorLeaf,
+    TensorSpec, TensorTarget, Trackable, Value, ValueApply, ValueLeaf, Verify, checkpoints, latest_checkpoint,
 };
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -522,8 +522,11 @@ fn a_step_that_ends_during_a_save_makes_it_fail() {
             assert!(error.to_string().contains("a step on another thread"), "{error}");
             assert!(checkpoints(dir.path()).unwrap().is_empty());
         }
-        // Nor is it copied to memory, or exported, even without the object that makes the steps.
+        // Nor is it copied to memory, or exported, or saved alone, even without the object that makes the steps.
         assert_eq!(checkpoint.snapshot().is_ok(), other);
+        let part = checkpoint.get("weights").unwrap();
+        assert_eq!(part.write(dir.path().join("part")).is_ok(), other);
+        assert_eq!(dir.path().join("part").exists(), other);
         #[cfg(feature = "huggingface")]
         assert_eq!(
             checkpoint.export_weights(dir.path().join("weights.safetensors"), &WeightsExport::of(["weights"])).is_ok(),
@@ -540,6 +543,41 @@ fn a_step_that_ends_during_a_save_makes_it_fail() {
         assert_eq!(checkpoints(dir.path().join("guarded")).unwrap().len(), usize::from(other));
         manager.close().unwrap();
     }
+}
+
+#[test]
+fn a_step_that_ends_while_an_asset_is_written_makes_the_save_fail() {
+    let dir = tempfile::tempdir().unwrap();
+    let steps = Steps::default();
+    let checkpoint = Checkpoint::new().track("optimizer", Node::collection(steps.clone())).unwrap();
+    let mut checkpoint = checkpoint.track("weights", Memory::seeded(10, 1)).unwrap();
+    for ends in [true, false] {
+        let path = dir.path().join(ends.to_string());
+        // As the program of a saved model, it may be read from the live tensors.
+        let program = AssetStream::new("program.pt", 1, |out| {
+            steps.0.fetch_add(u64::from(ends), Ordering::SeqCst);
+            out.write_all(b"x")
+        });
+        match checkpoint.write_with_assets(&path, &SaveOptions::new(), [program]) {
+            Err(Error::Object { name, .. }) => assert!(ends && name == "optimizer/steps", "{name}"),
+            saved => assert!(!ends && saved.is_ok()),
+        }
+        assert_eq!(path.exists(), !ends);
+    }
+}
+
+#[test]
+fn a_part_that_is_no_longer_tracked_has_its_own_steps() {
+    let dir = tempfile::tempdir().unwrap();
+    let steps = Steps::default();
+    let tensor = Interrupted(Memory::seeded(10, 1), steps.clone());
+    let model = Node::group([("steps", Node::collection(steps)), ("weights", Node::tensor(tensor))]);
+    let mut checkpoint = Checkpoint::new().track("model", model).unwrap();
+    let part = checkpoint.get("model").unwrap();
+    checkpoint.untrack("model");
+    checkpoint.track_mut("model", Memory::seeded(10, 2)).unwrap();
+    assert!(part.write(dir.path().join("part")).is_err());
+    checkpoint.get("model").unwrap().write(dir.path().join("other")).unwrap();
 }
 
 #[test]

@@ -204,5 +204,24 @@ fn what_was_trained_is_restored_where_only_what_is_trained_is_tracked() -> Outco
     let _ = tch::no_grad(|| model.body.ws.shallow_clone().fill_(7.0));
     checkpoint.restore(path)?;
     assert!(model.body.ws != before);
+    // Where everything is frozen now.
+    let freeze_all = |model: &Model| {
+        model.vs.variables().values().for_each(|tensor| drop(tensor.set_requires_grad(false)));
+    };
+    freeze_all(&model);
+    checkpoint.rollback(&good)?;
+    assert_eq!(model.body.ws, before);
+    let evaluated = Model::new();
+    freeze_all(&evaluated);
+    let mut manager = open(&evaluated)?;
+    manager.restore_or_initialize_with(&RestoreOptions::new().trainable(Trainable::Live))?;
+    assert_eq!((&evaluated.body.ws, &evaluated.head.ws), (&model.body.ws, &model.head.ws));
+    let path = manager.save_at(9)?;
+    assert_eq!(CheckpointReader::open(&path)?.keys().count(), 0);
+    assert!(verify_checkpoint(&path).is_intact());
+    manager.restore(&path)?.assert_consumed()?;
+    // A pattern that selects no parameter is still an error.
+    let buffers = Variables::of(&model.vs).trainable().include("*.running_mean");
+    assert!(Checkpoint::new().track("buffers", buffers).is_err());
     Ok(())
 }

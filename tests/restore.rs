@@ -652,6 +652,85 @@ fn whoever_has_a_partly_overwritten_tensor_does_not_save_it() -> Outcome {
     Ok(())
 }
 
+/// A tensor that does not tell which one it is.
+struct Anonymous(Memory);
+
+impl TensorLeaf for Anonymous {
+    fn spec(&self) -> Result<TensorSpec, tch_checkpoint::BoxError> {
+        self.0.spec()
+    }
+
+    fn bytes(&self) -> Result<Box<dyn TensorBytes>, tch_checkpoint::BoxError> {
+        TensorLeaf::bytes(&self.0)
+    }
+
+    fn target(&self) -> Result<Box<dyn TensorTarget>, tch_checkpoint::BoxError> {
+        self.0.target()
+    }
+}
+
+/// Tensors whose nodes are made anew at each call. It creates those that a checkpoint has.
+#[derive(Clone, Default)]
+struct Layers(Arc<Mutex<BTreeMap<String, Memory>>>);
+
+impl Layers {
+    fn new(names: &[&str]) -> Layers {
+        let layers = names.iter().map(|name| (name.to_string(), Memory::seeded(300_000, 1)));
+        Layers(Arc::new(Mutex::new(layers.collect())))
+    }
+}
+
+impl Collection for Layers {
+    fn children(&self) -> Result<Vec<Child>, tch_checkpoint::BoxError> {
+        let layers = self.0.lock().unwrap();
+        Ok(layers.iter().map(|(name, layer)| Child::new(name, Node::tensor(Anonymous(layer.clone())))).collect())
+    }
+
+    fn create(&self, name: &str, _: &SavedTree) -> Result<Option<Created>, tch_checkpoint::BoxError> {
+        let (layers, name, layer) = (self.0.clone(), name.to_string(), Memory::seeded(300_000, 2));
+        let node = Node::tensor(Anonymous(layer.clone()));
+        Ok(Some(Created::new(node, move || drop(layers.lock().unwrap().insert(name, layer)))))
+    }
+}
+
+#[test]
+fn a_tensor_whose_node_is_made_anew_is_known_to_be_partly_overwritten() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let layers = Layers::new(&["a", "b"]);
+    let node = group([("layers", Node::collection(layers.clone()))]);
+    let tracked = |name: &str| Checkpoint::new().track(name, &node);
+    let good = tracked("model")?.write(dir.path().join("good"))?;
+    let bad = tracked("model")?.write(dir.path().join("bad"))?;
+    damage(&bad.join("model.safetensors"))?;
+    let once = RestoreOptions::new().verify(Verify::WhileReading);
+    let mut checkpoint = tracked("model")?;
+    checkpoint.write(dir.path().join("planned"))?;
+    assert!(matches!(checkpoint.restore_with(&bad, &once), Err(Error::PartlyRestored { .. })));
+    // Under each name, and as a part; not what only looks like it.
+    refuses_to_save(&mut checkpoint, dir.path())?;
+    refuses_to_save(&mut tracked("other")?, dir.path())?;
+    assert!(checkpoint.get("model").ok_or("it is tracked")?.write(dir.path().join("part")).is_err());
+    let equal = group([("layers", Node::collection(Layers::new(&["a", "b"])))]);
+    Checkpoint::new().track("model", equal)?.write(dir.path().join("equal"))?;
+    checkpoint.restore(&good)?;
+    tracked("other")?.write(dir.path().join("other"))?;
+    assert!(matches!(checkpoint.restore_with(&bad, &once), Err(Error::PartlyRestored { .. })));
+    let mut other = tracked("other")?;
+    refuses_to_save(&mut other, dir.path())?;
+    other.reinitialized("other")?;
+    checkpoint.write(dir.path().join("whole"))?;
+
+    // What the restore was to create is not there: a later tensor of its name is another one.
+    let fresh = Layers::new(&["a"]);
+    let mut checkpoint = Checkpoint::new().track("model", group([("layers", Node::collection(fresh.clone()))]))?;
+    assert!(matches!(checkpoint.restore_with(&bad, &once), Err(Error::PartlyRestored { .. })));
+    refuses_to_save(&mut checkpoint, dir.path())?;
+    fresh.0.lock().unwrap().clear();
+    drop(fresh.0.lock().unwrap().insert("b".to_string(), Memory::seeded(300_000, 3)));
+    checkpoint.write(dir.path().join("later"))?;
+    Ok(())
+}
+
 #[test]
 fn what_a_deferred_restore_left_half_overwritten_is_not_saved() -> Outcome {
     let dir = tempfile::tempdir()?;

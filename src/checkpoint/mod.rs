@@ -7,7 +7,7 @@ use crate::catalog::Sequences;
 use crate::error::{Error, Result};
 use crate::figures::SaveFigures;
 use crate::format::Follows;
-use crate::graph::{self, Counter, Node, Trackable, Tracked};
+use crate::graph::{self, Counter, Mark, Node, Trackable, Tracked};
 use crate::provenance::{PROVENANCE, Provenance};
 use crate::repository::{Posix, Storage, nonce};
 use crate::restore::Pending;
@@ -45,6 +45,8 @@ use std::sync::Arc;
 /// ```
 pub struct Checkpoint {
     objects: Tracked,
+    /// The objects that these are some of, if this was made to save them alone.
+    beside: Option<Tracked>,
     /// Files that the user adds.
     assets: Vec<UserAsset>,
     /// The metadata of every save.
@@ -91,6 +93,7 @@ impl Checkpoint {
     pub fn new() -> Checkpoint {
         Checkpoint {
             objects: Tracked::default(),
+            beside: None,
             assets: Vec::new(),
             metadata: BTreeMap::new(),
             save_counter: Counter::new(0),
@@ -217,8 +220,7 @@ impl Checkpoint {
             return Err(Error::object(name, "no object of this name is tracked"));
         }
         let leaves = graph::walk(&objects)?.leaves.into_iter();
-        let tensors: Vec<_> = leaves.filter_map(|leaf| leaf.object.into_tensor()).collect();
-        graph::mark_whole(tensors.iter());
+        graph::mark_whole(leaves.filter_map(|leaf| Some(Mark::at(leaf.object.into_tensor()?, &leaf.key, &objects))));
         Ok(())
     }
 
@@ -300,6 +302,17 @@ impl Checkpoint {
     /// Returns the tracked objects, in the order they were tracked.
     pub(crate) fn objects(&self) -> Vec<(String, Node)> {
         self.objects.list()
+    }
+
+    /// Returns a handle to the tracked objects.
+    pub(crate) fn tracked(&self) -> Tracked {
+        self.objects.clone()
+    }
+
+    /// Creates a checkpoint, in the same storage, for some of these objects alone. A step of another one during a save is an
+    /// error as well.
+    pub(crate) fn beside(storage: Arc<dyn Storage>, others: Tracked) -> Checkpoint {
+        Checkpoint { beside: Some(others), ..Checkpoint::in_storage(storage) }
     }
 
     /// Returns the leaves of the tracked objects, with their names.

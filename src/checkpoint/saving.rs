@@ -6,7 +6,7 @@ use crate::catalog::{Found, Marks};
 use crate::error::{Error, Result};
 use crate::figures::SaveFigures;
 use crate::format::{Follows, Manifest};
-use crate::graph::{Gated, LOST, Unfinished};
+use crate::graph::{Gated, LOST, Moment, Unfinished};
 use crate::location::Location;
 use crate::repository::{Directory, checkpoint_name, parent_of};
 use crate::save::{
@@ -39,7 +39,7 @@ impl Checkpoint {
         let name = format!("{}-{number}", checkpoint_name(prefix)?);
         let target = Target { directory: self.directory(&parent_of(prefix), options)?, name: &name };
         let stamp = Stamp { save_counter: number, ..self.stamp() };
-        let (path, manifest, held) = self.save_alone(&target, stamp, options, Vec::new())?;
+        let (path, manifest, held) = self.save_alone(&target, stamp, options, Vec::new(), None)?;
         self.save_counter.set(number);
         self.follows = Some(Follows { run: manifest.run.clone(), sequence: manifest.sequence });
         if let Err(e) = update_index(&target.directory, &held, &name, &manifest) {
@@ -76,33 +76,30 @@ impl Checkpoint {
         options: &SaveOptions,
         assets: impl IntoIterator<Item = AssetStream<'a>>,
     ) -> Result<Location> {
-        self.write_at_step(&path.into(), None, options, assets.into_iter().collect())
+        self.write_stamped(&path.into(), options, assets.into_iter().collect(), None, |_| ())
     }
 
-    /// Like [`write_with_assets`](Checkpoint::write_with_assets), with a step.
-    pub(crate) fn write_at_step(
-        &mut self,
-        path: &Location,
-        step: Option<u64>,
-        options: &SaveOptions,
-        assets: Vec<AssetStream<'_>>,
-    ) -> Result<Location> {
-        self.write_stamped(path, options, assets, |stamp| stamp.step = step)
+    /// Returns the present moment of the tracked objects, for what is computed from them before it is saved with them.
+    #[cfg(feature = "torch")]
+    pub(crate) fn moment(&self) -> Result<Moment> {
+        Gated::of(&self.objects.list())?.now()
     }
 
-    /// Like [`write_with_assets`](Checkpoint::write_with_assets), with a stamp that `complete` has completed.
+    /// Like [`write_with_assets`](Checkpoint::write_with_assets), with a stamp that `complete` has completed. It is an
+    /// error if a writer on another thread has changed something `since` then.
     pub(crate) fn write_stamped(
         &mut self,
         path: &Location,
         options: &SaveOptions,
         assets: Vec<AssetStream<'_>>,
+        since: Option<Moment>,
         complete: impl FnOnce(&mut Stamp),
     ) -> Result<Location> {
         check_names(&assets, self.assets.iter().map(UserAsset::name))?;
         let target = Target { directory: self.directory(&parent_of(path), options)?, name: checkpoint_name(path)? };
         let mut stamp = Stamp { save_counter: self.save_counter(), ..self.stamp() };
         complete(&mut stamp);
-        Ok(self.save_alone(&target, stamp, options, assets)?.0)
+        Ok(self.save_alone(&target, stamp, options, assets, since)?.0)
     }
 
     /// Returns the cost of this object's last save, or `None` before the first one. Saves by a manager are not
@@ -140,6 +137,7 @@ impl Checkpoint {
         stamp: Stamp,
         options: &SaveOptions,
         assets: Vec<AssetStream<'_>>,
+        since: Option<Moment>,
     ) -> Result<(Location, Manifest, Arc<Held>)> {
         let clock = SaveClock::start();
         let Target { directory, name } = target;
@@ -147,7 +145,7 @@ impl Checkpoint {
         let held = self.hold(directory)?;
         let stamp = Stamp { sequence: held.next_sequence()?, ..stamp };
         let unchanged = Unchanged::since_nothing(&plan, seen);
-        let request = self.request(plan, unchanged, stamp, options, clock)?;
+        let request = self.request(plan, unchanged, stamp, options, clock)?.since(since);
         directory.must_be_free(name)?;
         // The lock may be a manager's, which opened the directory itself.
         let saved = request.run(None, directory, name, assets, &[], || held.check());
@@ -207,7 +205,18 @@ impl Checkpoint {
         }
         // The handles of the old plan would hide from the new one what is lost.
         self.planned = None;
-        let plan = Arc::new(save::plan(&self.objects.list(), options)?);
+        let objects = self.objects.list();
+        let plan = save::plan(&objects, options)?;
+        let plan = Arc::new(match &self.beside {
+            None => plan,
+            // A step of an object that is not saved changes what is saved.
+            Some(beside) => {
+                let mut all = beside.list();
+                all.retain(|(name, _)| objects.iter().all(|(own, _)| own != name));
+                all.extend(objects);
+                plan.with_gated(Gated::of(&all)?)
+            }
+        });
         plan.torn().map_or(Ok(()), |key| Err(is_torn(key)))?;
         let seen = Arc::new(plan.look());
         // A plan that contains gradients would keep their memory alive after they are used.

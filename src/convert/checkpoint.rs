@@ -63,7 +63,7 @@ pub(super) fn checkpoint(
         let assets = attributes.assets.iter().map(|(name, entry)| {
             AssetStream::new(name, entry.bytes, move |out| copy_asset(source, name, out).map_err(io::Error::other))
         });
-        checkpoint.write_stamped(path, &SaveOptions::new().threads(READERS), assets.collect(), |stamp| {
+        checkpoint.write_stamped(path, &SaveOptions::new().threads(READERS), assets.collect(), None, |stamp| {
             // No training loop is waiting for it.
             stamp.records_figures = false;
             stamp.step = attributes.step;

@@ -72,7 +72,7 @@ impl Trackable for Counter {
 
 /// A value of any serde type that is saved with the model. Clones share the value. It is saved as JSON, with exact
 /// floats; values that JSON cannot represent (NaN, infinities, maps with keys other than text) are saved as CBOR in
-/// hexadecimal.
+/// hexadecimal. A save reads back what it is about to write: a value that its own type cannot deserialize is an error.
 ///
 /// ```
 /// use tch_checkpoint::Value;
@@ -161,14 +161,19 @@ impl<T: Serialize + DeserializeOwned + Send + 'static> ValueLeaf for Value<T> {
         self.refuse_during_update("save")?;
         let saved = encode(&*self.lock())?;
         // Not every type can deserialize what it serializes, and CBOR is only read to a limited depth.
-        if saved.get(CBOR).is_some() {
-            decode::<T>(&saved).map_err(|e| {
-                format!(
-                    "the value could not be restored, so it is not saved: {e}; nest it less, or track it as a tensor"
-                )
-            })?;
+        match decode::<T>(&saved) {
+            Ok(_) => Ok(saved),
+            Err(reason) => {
+                let advice = match saved.get(CBOR) {
+                    Some(_) => "nest it less, or track it as a tensor",
+                    None => {
+                        "its `Deserialize` must read whatever its `Serialize` writes; a field with `skip_serializing_if` \
+                         needs `#[serde(default)]`"
+                    }
+                };
+                Err(format!("the value could not be restored, so it is not saved: {reason}; {advice}").into())
+            }
         }
-        Ok(saved)
     }
 
     fn load(&self, saved: &serde_json::Value) -> Result<ValueApply, BoxError> {
@@ -317,6 +322,32 @@ mod tests {
             let refusal = Value::new(deep(levels)).save().unwrap_err().to_string();
             assert!(refusal.contains("nest it less"), "{refusal}");
         }
+    }
+
+    #[derive(Serialize, serde::Deserialize)]
+    struct History {
+        step: u64,
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        losses: Vec<f64>,
+    }
+
+    #[derive(Serialize, serde::Deserialize)]
+    struct Defaulted {
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        losses: Vec<f64>,
+    }
+
+    #[test]
+    fn a_value_that_its_type_does_not_read_is_refused_when_it_is_saved() {
+        let history = Value::new(History { step: 1, losses: vec![] });
+        let refusal = history.save().unwrap_err().to_string();
+        assert!(refusal.contains("missing field `losses`") && refusal.contains("#[serde(default)]"), "{refusal}");
+        for loss in [0.5, f64::NAN] {
+            history.update(|history| history.losses = vec![loss]);
+            history.load(&history.save().unwrap()).unwrap()();
+            assert_eq!(history.update(|history| (history.step, history.losses.len())), (1, 1));
+        }
+        Value::new(Defaulted { losses: vec![] }).save().unwrap();
     }
 
     #[test]

@@ -74,6 +74,6 @@ pub(crate) use node::{Adopt, Kind};
 pub use node::{Child, Collection, Created, Node, SavedTree, Trackable, Unfinished};
 pub(crate) use place::Place;
 pub(crate) use survey::{Asked, Survey};
-pub(crate) use torn::{Torn, mark_torn, mark_whole, torn_keys};
+pub(crate) use torn::{Mark, Torn, mark_torn, mark_whole, torn_keys};
 pub(crate) use tracked::Tracked;
 pub(crate) use walk::{Children, Leaf, LeafObject, Visitor, Walk, walk};

@@ -6,7 +6,7 @@ use crate::dtype::TensorSpec;
 use crate::error::BoxError;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 /// An object that a [`Checkpoint`](crate::Checkpoint) can track.
 ///
@@ -63,6 +63,46 @@ impl Node {
     /// Creates an object whose children are added and removed over time.
     pub fn collection(collection: impl Collection + 'static) -> Node {
         Node(Kind::Collection(Arc::new(collection)))
+    }
+}
+
+/// An object below which there may be others, without keeping it alive.
+#[derive(Clone)]
+pub(crate) enum WeakNode {
+    Group(Weak<Vec<(String, Node)>>),
+    Collection(Weak<dyn Collection>),
+}
+
+impl Node {
+    /// Returns `None` for a leaf.
+    pub(crate) fn downgrade(&self) -> Option<WeakNode> {
+        match &self.0 {
+            Kind::Group(children) => Some(WeakNode::Group(Arc::downgrade(children))),
+            Kind::Collection(collection) => Some(WeakNode::Collection(Arc::downgrade(collection))),
+            Kind::Tensor(_) | Kind::Value(_) => None,
+        }
+    }
+}
+
+impl WeakNode {
+    /// Returns `true` if both are handles to the same object. No other object gets its address while this exists.
+    pub(crate) fn is(&self, other: &WeakNode) -> bool {
+        self.address() == other.address()
+    }
+
+    /// Returns `true` if nobody has the object any more.
+    pub(crate) fn is_dropped(&self) -> bool {
+        match self {
+            WeakNode::Group(children) => children.strong_count() == 0,
+            WeakNode::Collection(collection) => collection.strong_count() == 0,
+        }
+    }
+
+    fn address(&self) -> *const () {
+        match self {
+            WeakNode::Group(children) => children.as_ptr().cast(),
+            WeakNode::Collection(collection) => collection.as_ptr().cast(),
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use super::options::{RestoreOptions, Verify};
 use super::origin::{Any, Origin};
 use crate::error::{BoxError, Error, Result};
 use crate::format::{Digest, Piece, TensorRecord};
-use crate::graph::{self, TensorLeaf, Touched};
+use crate::graph::{self, Mark, Node, TensorLeaf, Touched};
 use crate::location::Location;
 use crate::parallel;
 use crate::progress::Tally;
@@ -16,6 +16,7 @@ use std::sync::Arc;
 /// Restores the matched values. If it verifies first, an error leaves everything unchanged.
 pub(crate) fn run(matching: Matching, origin: &Origin<'_>, options: &RestoreOptions) -> Result<()> {
     let tensors = &matching.tensors;
+    let objects = &matching.objects;
     let overwriting = match origin {
         Origin::Ours(source) => {
             let (jobs, last) = (jobs(tensors, source, false), jobs(tensors, source, true));
@@ -32,7 +33,7 @@ pub(crate) fn run(matching: Matching, origin: &Origin<'_>, options: &RestoreOpti
                 read(&runs, source, verifies, threads, tally)?;
                 read(&last, source, verifies, 1, tally)
             };
-            in_passes(tensors, &source.path, bytes, options, check, put)?
+            in_passes(tensors, objects, &source.path, bytes, options, check, put)?
         }
         Origin::Any(any) => {
             let jobs = any_jobs(tensors, any);
@@ -44,7 +45,7 @@ pub(crate) fn run(matching: Matching, origin: &Origin<'_>, options: &RestoreOpti
                 read_any(&first, any, threads, tally)?;
                 read_any(&last, any, 1, tally)
             };
-            in_passes(tensors, any.source.path(), bytes, options, check, put)?
+            in_passes(tensors, objects, any.source.path(), bytes, options, check, put)?
         }
     };
     let path = origin.path();
@@ -70,25 +71,32 @@ pub(crate) fn run(matching: Matching, origin: &Origin<'_>, options: &RestoreOpti
 /// Tensors that are being overwritten. If this is dropped before the end, also by a panic, they are marked as partly
 /// overwritten in the whole process.
 #[must_use]
-struct Overwriting<'a>(&'a [Matched]);
+struct Overwriting<'a> {
+    tensors: &'a [Matched],
+    objects: &'a [(String, Node)],
+}
 
 impl Overwriting<'_> {
     /// Everything is restored.
     fn end(self) {
-        graph::mark_whole(self.0.iter().map(|tensor| &tensor.leaf));
+        graph::mark_whole(self.tensors.iter().map(|tensor| Mark::at(tensor.leaf.clone(), &tensor.key, self.objects)));
         std::mem::forget(self);
     }
 }
 
 impl Drop for Overwriting<'_> {
     fn drop(&mut self) {
-        graph::mark_torn(&self.0.iter().map(|tensor| tensor.leaf.clone()).collect::<Vec<_>>());
+        graph::mark_torn(self.tensors.iter().map(|tensor| match tensor.is_created {
+            true => Mark::new(tensor.leaf.clone()),
+            false => Mark::at(tensor.leaf.clone(), &tensor.key, self.objects),
+        }));
     }
 }
 
 /// Verifies everything that will be used, and then reads it into the tensors.
 fn in_passes<'a>(
     tensors: &'a [Matched],
+    objects: &'a [(String, Node)],
     path: &Location,
     bytes: u64,
     options: &RestoreOptions,
@@ -107,7 +115,7 @@ fn in_passes<'a>(
         written
     });
     // From here on, an error leaves the objects partly changed.
-    let overwriting = Overwriting(tensors);
+    let overwriting = Overwriting { tensors, objects };
     put(&tally).map_err(|error| Error::PartlyRestored { path: path.clone(), source: Box::new(error) })?;
     Ok(overwriting)
 }

@@ -17,6 +17,8 @@ use std::sync::Arc;
 #[derive(Default)]
 pub(crate) struct Matching {
     pub tensors: Vec<Matched>,
+    /// The objects that it is for.
+    pub objects: Vec<(String, Node)>,
     pub values: Vec<ValueApply>,
     pub collections: Vec<Replacement>,
     /// Variables whose `requires_grad` is to be set.
@@ -34,6 +36,8 @@ pub(crate) struct Matched {
     pub area: Option<Area>,
     /// Whether another tensor has, or may have, a part of this memory: it is not written at the same time.
     pub overlaps: bool,
+    /// Whether a collection has created it for this restore, and does not have it before the restore has succeeded.
+    pub is_created: bool,
 }
 
 /// The changes to a collection's children.
@@ -78,7 +82,7 @@ pub(crate) struct Request<'a> {
 pub(crate) fn match_objects(objects: &[(String, Node)], request: &Request<'_>) -> Result<Matching> {
     let mut matcher = Matcher {
         request,
-        matching: Matching::default(),
+        matching: Matching { objects: objects.to_vec(), ..Matching::default() },
         seen: HashMap::new(),
         identities: Vec::new(),
         same: Vec::new(),
@@ -307,13 +311,14 @@ impl<'a> Matcher<'a> {
                     self.identities.push(identity.clone());
                     self.seen.insert(identity, key.clone());
                     let (key, leaf) = (key.clone(), leaf.clone());
-                    self.matching.tensors.push(Matched { key, leaf, area, overlaps: false });
+                    self.matching.tensors.push(Matched { key, leaf, area, overlaps: false, is_created: false });
                 }
             },
             None => {
                 // A variable without memory of its own, such as a conjugate view, may show that of any other.
                 let overlaps = leaf.variable().is_some();
-                self.matching.tensors.push(Matched { key: key.clone(), leaf: leaf.clone(), area: None, overlaps });
+                let (key, leaf) = (key.clone(), leaf.clone());
+                self.matching.tensors.push(Matched { key, leaf, area: None, overlaps, is_created: false });
             }
         }
         self.trainable(leaf, &key);
@@ -445,6 +450,8 @@ impl<'a> Matcher<'a> {
                     let mark = self.mark();
                     let below = place.child(name, created.name_in_file.as_deref())?;
                     walk.visit(self, &created.node, below, Some(saved))?;
+                    let new = self.matching.tensors.iter_mut().skip(mark.tensors);
+                    new.for_each(|tensor| tensor.is_created = true);
                     match self.mark().not_matched == mark.not_matched {
                         true => adopt.push(created.adopt),
                         false => self.go_back(&mark),

@@ -20,6 +20,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// The plan of a save.
 #[derive(Default)]
 pub(crate) struct Plan {
+    /// What is saved.
+    objects: Vec<(String, Node)>,
     pub files: Vec<PlannedFile>,
     pub tensors: Vec<PlannedTensor>,
     /// Keys with the same memory as a planned tensor: (key, its place in `tensors`).
@@ -122,7 +124,8 @@ impl Plan {
     /// Returns the key of a tensor that a restore which stopped half-way may have left partly overwritten.
     pub(crate) fn torn(&self) -> Option<&str> {
         let torn = Torn::now()?;
-        self.tensors.iter().find(|tensor| torn.has(&tensor.leaf)).map(|tensor| tensor.key.as_str())
+        let mut tensors = self.tensors.iter();
+        tensors.find(|tensor| torn.has(&tensor.leaf, &tensor.key, &self.objects)).map(|tensor| tensor.key.as_str())
     }
 
     /// Returns the keys of tensors that [are lost](TensorLeaf::is_lost), as reported in [`seen`](Plan::look).
@@ -226,7 +229,7 @@ pub(crate) fn plan(objects: &[(String, Node)], options: &SaveOptions) -> Result<
         LeafObject::Value(_) => (None, None),
     };
     let generations: Vec<(Option<u64>, Option<Arc<Exclusive>>)> = walked.leaves.iter().map(generation).collect();
-    let mut planner = Planner { collections, ..Planner::default() };
+    let mut planner = Planner { objects: objects.to_vec(), collections, ..Planner::default() };
     let guarded = walked.guarded();
     planner.gated = Gated::among(&guarded, &walked.leaves);
     for (_, guarded) in guarded {
@@ -241,6 +244,7 @@ pub(crate) fn plan(objects: &[(String, Node)], options: &SaveOptions) -> Result<
 
 #[derive(Default)]
 struct Planner {
+    objects: Vec<(String, Node)>,
     tensors: Vec<PlannedTensor>,
     /// The places of the tensors per component, in the order the components were tracked.
     components: Vec<(String, Vec<usize>)>,
@@ -340,6 +344,7 @@ impl Planner {
         let asked = self.tensors.iter().map(|tensor| (tensor.leaf.clone(), tensor.exclusive.clone()));
         let survey = Survey::new(asked.chain(self.alias_leaves).collect());
         Ok(Plan {
+            objects: self.objects,
             files,
             layout,
             survey,

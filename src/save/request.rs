@@ -95,6 +95,12 @@ impl SaveRequest {
         SaveRequest { refuse_unhealthy, ..self }
     }
 
+    /// Requires that no writer on another thread has changed anything since `moment`, which is before the request.
+    pub(crate) fn since(mut self, moment: Option<Moment>) -> SaveRequest {
+        self.moment = moment.unwrap_or(self.moment);
+        self
+    }
+
     /// Replaces some of the values by those of the moment for which the tensors were captured.
     pub(crate) fn with_values(mut self, values: &BTreeMap<String, serde_json::Value>) -> SaveRequest {
         self.values.extend(values.clone());
@@ -131,6 +137,8 @@ impl SaveRequest {
         let beside = assets.map(|(asset, _)| asset.entry.bytes).chain(streams.iter().map(|stream| stream.bytes));
         let beside: Vec<u64> = beside.collect();
         let written = write::write(&self.plan, image, &self.unchanged, &beside, directory, &*staging, &self.options)?;
+        // These may read live tensors, too, as that of a saved model's program does.
+        let streamed = write_streams(streams, &*staging)?;
         if image.is_none()
             && let Some(key) = self.plan.changed_since(&self.moment)?
         {
@@ -147,7 +155,7 @@ impl SaveRequest {
                 return Err(Error::Unhealthy { path: directory.path(name), tensors });
             }
         }
-        manifest.assets = write_streams(streams, &*staging)?;
+        manifest.assets = streamed;
         let mut bytes = SavedBytes::default();
         self.plan.files.iter().zip(&written.linked).for_each(|(file, is_linked)| bytes.add(file.bytes, *is_linked));
         manifest.assets.values().for_each(|entry| bytes.add(entry.bytes, false));

@@ -60,6 +60,9 @@ struct Generator {
     index: i32,
 }
 
+/// The addresses of its elements, which no tensor object has, tell generators apart.
+static GENERATORS: [[u8; 128]; 3] = [[0; 128]; 3];
+
 impl TensorLeaf for Generator {
     fn spec(&self) -> Result<TensorSpec, BoxError> {
         Ok(examine(&self.state()?)?.0)
@@ -73,6 +76,15 @@ impl TensorLeaf for Generator {
         let state = self.state()?;
         let bytes = vec![0; examine(&state)?.2.bytes];
         Ok(Box::new(NewState { generator: *self, state, bytes }))
+    }
+
+    fn variable(&self) -> Option<usize> {
+        let row = match self.device {
+            GeneratorDevice::Cpu => 0,
+            GeneratorDevice::Cuda => 1,
+            GeneratorDevice::Mps => 2,
+        };
+        Some(std::ptr::from_ref(GENERATORS.get(row)?.get(usize::try_from(self.index).ok()?)?) as usize)
     }
 
     fn has_rules(&self) -> bool {
@@ -120,6 +132,8 @@ impl TensorTarget for NewState {
 mod tests {
     use super::*;
     use crate::dtype::Dtype;
+    use crate::graph::{Mark, Torn, mark_torn, mark_whole};
+    use std::sync::Arc;
 
     fn cpu() -> Generator {
         Generator { device: GeneratorDevice::Cpu, index: 0 }
@@ -142,6 +156,20 @@ mod tests {
         };
         // There is one generator, from which other tests may draw meanwhile.
         assert!((0..100).any(|_| stays()));
+    }
+
+    #[test]
+    fn a_mark_is_of_the_generator_whoever_asks() {
+        let leaf = |generator| Arc::new(generator) as Arc<dyn TensorLeaf>;
+        let is_marked = |generator| Torn::now().is_some_and(|torn| torn.has(&leaf(generator), "rng", &[]));
+        let other = Generator { device: GeneratorDevice::Cuda, index: 127 };
+        let all = [cpu(), other, Generator { device: GeneratorDevice::Mps, index: 0 }];
+        assert!(all.iter().enumerate().all(|(at, one)| all[..at].iter().all(|two| two.variable() != one.variable())));
+        // Not that of the CPU, which other tests save.
+        mark_torn([Mark::new(leaf(other))].into_iter());
+        assert!(is_marked(other) && !is_marked(cpu()));
+        mark_whole([Mark::new(leaf(other))].into_iter());
+        assert!(!is_marked(other));
     }
 
     #[test]

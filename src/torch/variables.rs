@@ -92,7 +92,7 @@ impl Variables {
     /// A variable that was trained when the checkpoint was saved, and is frozen now, is restored. As for all variables,
     /// [`RestoreOptions::trainable`](crate::RestoreOptions::trainable) decides what becomes of the difference.
     ///
-    /// Freezing or unfreezing a variable changes what the next save contains. Do not use this if checkpoints should be
+    /// Freezing or unfreezing a variable changes what the next save contains: nothing, if all are frozen. Do not use this if checkpoints should be
     /// complete: the frozen parameters of a component have their own file, which a manager hard-links instead of
     /// writing it again.
     ///
@@ -321,19 +321,8 @@ impl Variables {
         lock(&self.table).named_variables.get(&self.full_name(name)).map(Tensor::shallow_clone)
     }
 
-    /// Returns `true` if no variable is selected only because all of them are frozen at present.
-    pub(super) fn are_frozen(&self) -> bool {
-        let table = lock(&self.table);
-        if !self.select.trainable || self.below(&table).is_ok() {
-            return false;
-        }
-        let select = Selection { trainable: false, ..(*self.select).clone() };
-        let all = Variables { select: Arc::new(select), ..self.clone() };
-        let parameters = parameters(&table);
-        all.below(&table).is_ok_and(|below| below.values().any(|(_, tensor)| parameters.contains(&object(tensor))))
-    }
-
-    /// Returns the names below the prefix, with full names and tensors.
+    /// Returns the names below the prefix, with full names and tensors. It is an error if no variable is selected, unless only
+    /// because all of them are frozen at present.
     fn below<'a>(&self, table: &'a tch::nn::Variables) -> Result<BTreeMap<&'a str, (&'a str, &'a Tensor)>, String> {
         let named = table.named_variables.iter();
         let mut below: BTreeMap<_, _> =
@@ -345,12 +334,13 @@ impl Variables {
             return Ok(below);
         }
         let parameters = if self.select.trainable { parameters(table) } else { HashSet::new() };
-        let is_trained = |tensor: &Tensor| parameters.contains(&object(tensor)) && tensor.requires_grad();
-        below.retain(|name, (_, tensor)| self.select.has(name) && (!self.select.trainable || is_trained(tensor)));
-        match below.is_empty() {
-            true => Err(format!("none of the variables is selected by {:?}", self.select)),
-            false => Ok(below),
+        let can_be_trained = |tensor: &Tensor| !self.select.trainable || parameters.contains(&object(tensor));
+        below.retain(|name, (_, tensor)| self.select.has(name) && can_be_trained(tensor));
+        if below.is_empty() {
+            return Err(format!("none of the variables is selected by {:?}", self.select));
         }
+        below.retain(|_, (_, tensor)| !self.select.trainable || tensor.requires_grad());
+        Ok(below)
     }
 
     fn full_name(&self, name: &str) -> String {

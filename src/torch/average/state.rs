@@ -131,9 +131,6 @@ impl State {
     }
 
     fn take_in(&mut self) -> Result<()> {
-        if self.variables.are_frozen() {
-            return Ok(());
-        }
         let listed = self.variables.list().map_err(failed)?;
         let targets: Option<HashMap<String, Tensor>> = match &self.target {
             Some(target) => {

@@ -3,7 +3,7 @@
 use super::options::{self, Slot};
 use crate::dtype::{Dtype, TensorSpec};
 use crate::error::{Error, Result};
-use crate::graph::{Exclusive, Gate, Guarded, TensorLeaf, mark_torn};
+use crate::graph::{Exclusive, Gate, Guarded, Mark, TensorLeaf, mark_torn};
 use crate::name;
 use crate::torch::shim::{self, Algorithm, SLOTS, StepOptions, Stepped, UsedGradient};
 use crate::torch::tensor::{Held, Leaf, can_convert, examine, touched};
@@ -448,7 +448,7 @@ impl State {
                     |one: &&Parameter| shim::gradient(&one.tensor).is_ok_and(|gradient| gradient.defined());
                 let leaf = |tensor: &Tensor| Arc::new(Leaf::new(tensor)) as Arc<dyn TensorLeaf>;
                 let stepped = self.parameters.iter().filter(is_stepped);
-                mark_torn(&stepped.flat_map(Parameter::written).map(leaf).collect::<Vec<_>>());
+                mark_torn(stepped.flat_map(Parameter::written).map(leaf).map(Mark::new));
                 self.unusable = Some((name.to_string(), reason));
                 return self.usable();
             }

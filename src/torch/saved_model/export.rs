@@ -134,6 +134,8 @@ impl<'a> Export<'a> {
                 &mut own
             }
         };
+        // A step after this belongs neither to the examples nor to the program.
+        let moment = checkpoint.moment()?;
         let mut info = SavedModelInfo::new(weights::device_name(self.vs.device()));
         weights::note_keys(self.vs, &variables, checkpoint, &mut info)?;
         info.metadata = std::mem::take(&mut self.metadata);
@@ -155,8 +157,8 @@ impl<'a> Export<'a> {
         }
         drop(before);
         let (program, examples) = traced?;
-        let step = self.step;
-        checkpoint.write_at_step(&self.dir, step, &self.options, assets(&program, &info, &examples)?)
+        let (step, assets) = (self.step, assets(&program, &info, &examples)?);
+        checkpoint.write_stamped(&self.dir, &self.options, assets, Some(moment), |stamp| stamp.step = step)
     }
 
     /// Returns a checkpoint of the exported variables only.

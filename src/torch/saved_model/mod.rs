@@ -251,12 +251,15 @@ impl SavedModel {
     /// # Errors
     /// As for [`Export::write`].
     pub fn save(&self, dir: impl Into<Location>, checkpoint: &mut Checkpoint) -> Result<Location> {
+        // A step after this belongs neither to the examples nor to the program.
+        let moment = checkpoint.moment()?;
         let variables = weights::of_store(&self.vs)?;
         let mut info = self.info.clone();
         info.device = weights::device_name(self.vs.device());
         weights::note_keys(&self.vs, &variables, checkpoint, &mut info)?;
         let examples = self.examples_now()?;
-        checkpoint.write_with_assets(dir, &SaveOptions::new(), export::assets(&self.program, &info, &examples)?)
+        let assets = export::assets(&self.program, &info, &examples)?;
+        checkpoint.write_stamped(&dir.into(), &SaveOptions::new(), assets, Some(moment), |_| ())
     }
 
     /// Converts a checkpoint to a saved model without the model's code: saves this program with the weights of the
