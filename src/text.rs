@@ -1,7 +1,5 @@
 //! How messages show names and texts from files, which can have any length: shortened, and by component.
 
-use serde_json::{Value, json};
-use std::collections::BTreeMap;
 use std::fmt;
 
 /// Returns the key of the component that `key` is in.
@@ -20,19 +18,6 @@ pub(crate) fn shown(name: &str) -> impl fmt::Display {
         }
     }
     Shown(name)
-}
-
-/// Returns the JSON of a value with the keys of all objects sorted, whatever order the program's `serde_json` keeps.
-pub(crate) fn canonical(value: &Value) -> String {
-    match value {
-        Value::Object(map) => {
-            let sorted: BTreeMap<&String, &Value> = map.iter().collect();
-            let entries = sorted.into_iter().map(|(key, value)| format!("{}:{}", json!(key), canonical(value)));
-            format!("{{{}}}", entries.collect::<Vec<String>>().join(","))
-        }
-        Value::Array(items) => format!("[{}]", items.iter().map(canonical).collect::<Vec<String>>().join(",")),
-        other => other.to_string(),
-    }
 }
 
 /// The maximum length of a name in a message, in bytes.
@@ -67,17 +52,4 @@ pub(crate) fn listed<'a>(mut names: impl ExactSizeIterator<Item = &'a str>) -> S
     let shown: Vec<_> = names.by_ref().take(SHOWN).map(|name| shown(name).to_string()).collect();
     let more = count - shown.len();
     shown.join(", ") + &if more > 0 { format!(" and {more} more") } else { String::new() }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A seal has its digest, so it must never change.
-    #[test]
-    fn the_keys_of_objects_are_sorted_at_every_depth() {
-        let value = json!({"b": [1, {"z": 0.5, "y": "\n"}], "a": {"d": null, "c": -0.0}});
-        assert_eq!(canonical(&value), r#"{"a":{"c":-0.0,"d":null},"b":[1,{"y":"\n","z":0.5}]}"#);
-        assert_eq!(canonical(&json!({})), "{}");
-    }
 }

@@ -3,6 +3,7 @@
 
 mod common;
 
+use common::Memory;
 use common::documents::{BESIDE, COMMIT, TIMES, checkpoint_of, checkpoint_with, list, sealed, with_values};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::fs;
@@ -311,6 +312,84 @@ fn bytes_under_many_keys_are_read_once() -> Outcome {
     assert!(found.is_intact(), "{found:?}");
     let read = bytes_read() - before;
     assert!(read < 2 * (4 << 20) + (4 << 20), "{read} bytes were read");
+    Ok(())
+}
+
+/// Runs `work`, which must read no more than `most` bytes from files.
+#[cfg(feature = "tensorflow")]
+fn reads<T>(what: &str, most: u64, work: impl FnOnce() -> tch_checkpoint::Result<T>) -> tch_checkpoint::Result<T> {
+    let before = bytes_read();
+    let result = work()?;
+    let read = bytes_read() - before;
+    assert!(read <= most, "{what}: {read} bytes were read, {most} are allowed");
+    Ok(result)
+}
+
+#[cfg(feature = "tensorflow")]
+#[test]
+fn bytes_under_many_keys_are_sealed_salvaged_and_converted_once() -> Outcome {
+    use tch_checkpoint::TensorSource as _;
+    use tch_checkpoint::interop::{self, pytorch, tensorflow};
+    let _turn = turn();
+    let dir = tempfile::tempdir()?;
+    let path = checkpoint_with(dir.path(), |manifest| {
+        let record = manifest.tensors["model"].clone();
+        manifest.tensors.extend((0..3000).map(|n| (format!("tied/{n}"), record.clone())));
+    })?;
+    let most = 24 << 20;
+    let ours = interop::open(&path)?;
+    reads("a checkpoint", most, || ours.verify())?;
+    reads("merged", most, || tch_checkpoint::map::Merged::new([&*ours])?.verify())?;
+    reads("salvaged", most, || tch_checkpoint::inspect::salvage(&path, dir.path().join("salvaged")))?;
+    let export = dir.path().join("export-1");
+    reads("TensorFlow", most, || tensorflow::write(&*ours, &export, &tensorflow::WriteOptions::default()))?;
+    let file = dir.path().join("x.pt");
+    reads("PyTorch", most, || pytorch::write(&*ours, &file, &pytorch::WriteOptions::default()))?;
+    reads("sealed", most, || interop::seal(&file))?;
+    reads("a sealed file", most, || interop::open(&file)?.verify())?;
+    Ok(())
+}
+
+/// The names of both files pair each tensor of one with each tensor of the other.
+#[cfg(feature = "tensorflow")]
+#[test]
+fn a_comparison_reads_no_more_for_many_names() -> Outcome {
+    use tch_checkpoint::inspect::{DiffOptions, Target, diff, diff_with};
+    use tch_checkpoint::interop::{self, pytorch};
+    const COUNT: usize = 40;
+    let _turn = turn();
+    let dir = tempfile::tempdir()?;
+    let written = |name: &str, named: &dyn Fn(usize, usize) -> usize| -> Result<_, Box<dyn std::error::Error>> {
+        let mut ours = Checkpoint::new();
+        for n in 0..COUNT {
+            ours.track_mut(&format!("t{n}"), Memory::seeded(1 << 14, n as u64))?;
+        }
+        let path = ours.write(dir.path().join(name))?;
+        let manifest_file = path.join("manifest.json");
+        let mut manifest = Manifest::from_bytes(&fs::read(&manifest_file)?).map_err(|e| e.to_string())?;
+        for (i, j) in (0..COUNT).flat_map(|i| (0..COUNT).map(move |j| (i, j))) {
+            let record = manifest.tensors[&format!("t{}", named(i, j))].clone();
+            manifest.tensors.insert(format!("names/{i}_{j}"), record);
+        }
+        fs::write(&manifest_file, manifest.to_bytes()?)?;
+        let file = dir.path().join(format!("{name}.pt"));
+        pytorch::write(&*interop::open(&path)?, &file, &pytorch::WriteOptions::default())?;
+        Ok((path, file))
+    };
+    let ((_, a), (own, b)) = (written("a", &|i, _| i)?, written("b", &|_, j| j)?);
+    let bytes = fs::metadata(&a)?.len() + fs::metadata(&b)?.len();
+    // With and without digests of the second.
+    for b in [b.as_path(), &own] {
+        let (a, b) = (Target::open(&a)?, Target::open(b)?);
+        let found = reads("diff", 6 * bytes, || diff(&a, &b))?;
+        assert_eq!((found.equal_tensors, found.differences.len()), (2 * COUNT, COUNT * COUNT - COUNT));
+        let measured = found.differences.iter().filter(|entry| entry.elements.is_some()).count();
+        assert!((COUNT..COUNT * COUNT / 2).contains(&measured), "{measured}");
+        let close = DiffOptions::new().tolerance(1e-6);
+        let error = reads("tolerance", 6 * bytes, || Ok(diff_with(&a, a.source(), &b, &close).map(drop)))?;
+        let error = error.err().ok_or("it was compared")?;
+        assert!(matches!(error, tch_checkpoint::Error::Unsupported { .. }), "{error}");
+    }
     Ok(())
 }
 

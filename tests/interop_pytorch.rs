@@ -12,6 +12,8 @@ mod memory;
 mod python;
 #[path = "common/sources.rs"]
 mod sources;
+#[path = "common/table.rs"]
+mod table;
 
 use fixtures::{json as json_of, sha256};
 use memory::measured;
@@ -21,6 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use table::Table;
 use tch_checkpoint::interop::{self, ReadOptions, huggingface, pytorch};
 use tch_checkpoint::map::NameMap;
 use tch_checkpoint::{
@@ -633,6 +636,70 @@ fn a_slice_is_not_read_as_the_tensor() {
     fs::rename(temp.path().join(second), temp.path().join("model.safetensors")).unwrap();
     fs::remove_file(&index).unwrap();
     assert!(refusal(temp.path()).contains("only a slice of"));
+}
+
+#[test]
+fn one_of_several_shards_is_not_read_as_the_model() {
+    let temp = tempfile::tempdir().unwrap();
+    let shards = fixture("huggingface/sharded");
+    let name = |number: u32| format!("model-{number:05}-of-00003.safetensors");
+    for number in 1..=3 {
+        let directory = temp.path().join(format!("{number}"));
+        fs::create_dir(&directory).unwrap();
+        fs::copy(shards.join(name(number)), directory.join(name(number))).unwrap();
+        let error = interop::open(&directory).map(drop).unwrap_err();
+        assert!(matches!(error, Error::Damaged { .. }), "{error}");
+        let missing = (1..=3).filter(|other| *other != number).map(name).collect::<Vec<_>>().join(", ");
+        assert!(error.to_string().contains(&missing), "{error}");
+        assert!(interop::open(directory.join(name(number))).is_ok());
+    }
+    // The only one of one, and a name that numbers no shards.
+    for alone in ["model-00001-of-00001.safetensors", "run-epoch-10-of-20.safetensors"] {
+        let directory = temp.path().join(alone.trim_end_matches(".safetensors"));
+        fs::create_dir(&directory).unwrap();
+        fs::copy(shards.join(name(1)), directory.join(alone)).unwrap();
+        assert!(interop::open(&directory).is_ok(), "{alone}");
+    }
+}
+
+/// The tensors do not need it.
+#[test]
+fn a_configuration_of_any_kind_leaves_the_model_readable() {
+    let temp = tempfile::tempdir().unwrap();
+    let table = Table::default().with("embed_tokens.weight", Dtype::U8, &[2], vec![1, 2]);
+    huggingface::write(&table, temp.path().join("m"), &huggingface::WriteOptions::default()).unwrap();
+    let (directory, config) = (temp.path().join("m"), temp.path().join("m/config.json"));
+    let unreadable = || interop::open(&directory).unwrap().unreadable().clone();
+    let labels: Map<String, Value> =
+        (0..70_000).map(|i| (i.to_string(), json!(format!("label {i}, at length")))).collect();
+    let text = json!({ "id2label": labels, "tie_word_embeddings": true }).to_string();
+    assert!(text.len() > 2_000_000, "{}", text.len());
+    fs::write(&config, text).unwrap();
+    assert!(unreadable()["lm_head.weight"].contains("tied"));
+    for text in ["", "{", "[]", r#"{"tie_word_embeddings":"yes"}"#, r#"{"tie_word_embeddings":null}"#, "{}"] {
+        fs::write(&config, text).unwrap();
+        assert_eq!(unreadable(), BTreeMap::new(), "{text}");
+    }
+    fs::remove_file(&config).unwrap();
+    fs::create_dir(&config).unwrap();
+    assert_eq!(unreadable(), BTreeMap::new());
+}
+
+#[test]
+fn a_slot_that_cannot_be_read_is_an_error() {
+    let momentum = |id: u32| format!("optimizer/state/{id}/momentum_buffer");
+    let group = json!({
+        "lr": 0.1, "momentum": 0.9, "dampening": 0, "weight_decay": 0, "nesterov": false, "params": [0, 1],
+    });
+    let options = pytorch::OptimizerOptions::in_order(["embedding", "head"]);
+    for place in [momentum(0), "optimizer/state/0".to_string(), "optimizer/state".to_string()] {
+        let mut table = Table::default().with(&momentum(1), Dtype::F32, &[1], vec![0; 4]);
+        table.values.insert("optimizer/param_groups".to_string(), json!([group.clone()]));
+        assert_eq!(pytorch::optimizer_state(&table, "optimizer", &options).unwrap().tensors().len(), 1);
+        table.unreadable.insert(place.clone(), "it is sparse".to_string());
+        let error = pytorch::optimizer_state(&table, "optimizer", &options).unwrap_err().to_string();
+        assert!(error.contains(&place) && error.contains("sparse"), "{error}");
+    }
 }
 
 /// The entries of dictionaries in dictionaries.

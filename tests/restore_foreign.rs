@@ -12,7 +12,7 @@ use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
-use tch_checkpoint::interop::{self, huggingface, pytorch};
+use tch_checkpoint::interop::{self, huggingface, pytorch, tensorflow};
 use tch_checkpoint::map::NameMap;
 use tch_checkpoint::{
     Checkpoint, Dtype, Error, Location, Node, RestoreOptions, TensorSource, TensorSpec, Trackable, Value, VerifiedBy,
@@ -353,6 +353,54 @@ fn what_is_tracked_later_gets_its_values_unless_the_file_has_changed() {
     fs::write(&path, bytes).unwrap();
     let error = checkpoint.track_mut("other", &other).unwrap_err();
     assert!(matches!(error, Error::NotFound { .. }), "{error}");
+}
+
+/// By any path that `restore` takes: a relative one, a directory, an index.
+#[test]
+fn what_is_tracked_later_gets_its_values_by_whatever_path_they_were_restored() {
+    let temp = tempfile::tempdir().unwrap();
+    let (file, directory) = (small(temp.path(), "x.safetensors"), small(temp.path(), "x"));
+    let mut to_the_root: PathBuf = std::env::current_dir().unwrap().iter().skip(1).map(|_| "..").collect();
+    to_the_root.push(file.strip_prefix("/").unwrap());
+    let source = interop::open(&file).unwrap();
+    let bundle = temp.path().join("training/ckpt-5");
+    fs::create_dir(temp.path().join("training")).unwrap();
+    tensorflow::write(&*source, &bundle, &tensorflow::WriteOptions::default()).unwrap();
+    let index = temp.path().join("training/ckpt-5.index");
+    for path in [&to_the_root, &directory, &temp.path().join("training"), &bundle, &index] {
+        let (mut checkpoint, ..) = model("a", 500);
+        checkpoint.restore(path).unwrap();
+        let other = Memory::seeded(300, 0);
+        checkpoint.track_mut("other", &other).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        assert!(*other.bytes() == *Memory::seeded(300, 3).bytes());
+    }
+}
+
+#[test]
+fn a_shard_that_has_changed_is_not_taken_for_what_was_restored() {
+    let temp = tempfile::tempdir().unwrap();
+    let source = interop::open(small(temp.path(), "x.safetensors")).unwrap();
+    let directory = temp.path().join("model");
+    huggingface::write(&*source, &directory, &huggingface::WriteOptions::default().max_shard_bytes(1)).unwrap();
+    let index = directory.join("model.safetensors.index.json");
+    let (mut checkpoint, ..) = model("a", 500);
+    checkpoint.restore(&index).unwrap();
+    // What the index does not list may change.
+    fs::write(directory.join("train.log"), "a line").unwrap();
+    let other = Memory::seeded(300, 0);
+    checkpoint.track_mut("other", &other).unwrap();
+    assert!(*other.bytes() == *Memory::seeded(300, 3).bytes());
+
+    let (mut checkpoint, ..) = model("a", 500);
+    checkpoint.restore(&index).unwrap();
+    let json: Json = serde_json::from_slice(&fs::read(&index).unwrap()).unwrap();
+    let shard = directory.join(json["weight_map"]["other"].as_str().unwrap());
+    let mut bytes = fs::read(&shard).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    fs::write(&shard, bytes).unwrap();
+    let error = checkpoint.track_mut("other", Memory::seeded(300, 0)).unwrap_err();
+    assert!(matches!(error, Error::NotFound { .. }) && error.to_string().contains("another"), "{error}");
 }
 
 #[test]

@@ -311,6 +311,12 @@ pub(super) fn check_bounds(value: &Value, left: &mut usize, depth: usize) -> Res
     }
 }
 
+/// Returns a value as JSON text, without white space, in which the keys of all objects are sorted.
+pub(crate) fn canonical(value: &Value) -> String {
+    // A value always has a text.
+    serde_json::to_string(&Sorted(value)).unwrap_or_else(|_| value.to_string())
+}
+
 /// A value whose objects are written with sorted keys, whatever order `serde_json` keeps.
 pub(super) struct Sorted<'a>(pub &'a Value);
 

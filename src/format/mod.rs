@@ -18,6 +18,7 @@ mod tests;
 
 pub use digest::{Digest, Hasher};
 pub use index::{Index, IndexEntry, MAX_INDEX_BYTES};
+pub(crate) use json::canonical;
 pub(crate) use manifest::MAX_SEQUENCE;
 pub use manifest::{
     AssetEntry, FileEntry, Follows, HeaderEntry, MAX_EARLIER, MAX_MANIFEST_BYTES, Manifest, Piece, Statistics,

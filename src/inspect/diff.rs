@@ -5,13 +5,14 @@ use super::reading::{Wanted, fold};
 use super::target::{Overview, Target};
 use crate::dtype::{Dtype, TensorSpec};
 use crate::error::{Error, Result};
-use crate::format::AssetEntry;
+use crate::format::{AssetEntry, Digest, canonical};
+use crate::name;
 use crate::parallel;
-use crate::source::TensorSource;
-use crate::text;
+use crate::source::{TensorSource, digest};
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Mutex, PoisonError};
 
 /// The result of [`diff`].
 #[derive(Debug, Clone, Serialize)]
@@ -156,7 +157,8 @@ pub enum DiffSide<'a> {
 /// Compares the state in two checkpoints: tensors and values by key, and the files of two saved models.
 ///
 /// Tensors are compared by their digests where both have one. The elements of the others are read in pieces, by several
-/// threads, and verified. Step, time, run, sequence, metrics, save counter and the division into files are not part of
+/// threads, and verified; if so many names share them that they would be read more than a few times, their digests are
+/// computed and compared. Step, time, run, sequence, metrics, save counter and the division into files are not part of
 /// the state. Values are compared by their JSON text, elements by their bits.
 ///
 /// # Errors
@@ -205,7 +207,9 @@ pub fn diff_as<'a>(a: &'a Target, named: &'a dyn TensorSource, b: &'a Target) ->
 /// ```
 ///
 /// # Errors
-/// As for [`diff`]; [`Error::InvalidArgument`] for a tolerance that is negative or not finite.
+/// As for [`diff`]; [`Error::InvalidArgument`] for a tolerance that is negative or not finite; [`Error::Unsupported`] if
+/// tensors are to be compared within a tolerance, and so many names share them that they would be read more than a few
+/// times.
 pub fn diff_with<'a>(
     a: &'a Target,
     named: &'a dyn TensorSource,
@@ -227,10 +231,8 @@ pub fn diff_with<'a>(
         equal_values: 0,
         within_tolerance: 0,
     };
-    let mut budget = match options.tolerance {
-        None => Budget(a.tensor_bytes().saturating_add(b.tensor_bytes()).saturating_mul(READS)),
-        Some(_) => Budget(u64::MAX),
-    };
+    let bytes = a.tensor_bytes().saturating_add(b.tensor_bytes());
+    let mut budget = Budget { left: bytes.saturating_mul(READS), pairs: HashMap::new() };
     let is_close = |elements: &ElementDiff| options.tolerance.is_some_and(|tolerance| elements.is_within(tolerance));
     let compared = (&keys(sides[0]) | &keys(sides[1])).into_iter().map(|key| {
         let entries = sides.map(|source| Entry::of(source, key));
@@ -238,6 +240,7 @@ pub fn diff_with<'a>(
     });
     let compared: Vec<(&str, [Option<Entry<'_>>; 2], Found)> = compared.collect();
     let mut elements = read_all(&compared, sides)?;
+    let digested = digest_all(&compared, sides)?;
     for (key, entries, found) in compared {
         let kind = match (found, elements.get(key)) {
             (Found::Read { differ: false }, Some(elements)) if elements.differing == 0 => None,
@@ -246,6 +249,9 @@ pub fn diff_with<'a>(
                 continue;
             }
             (Found::Read { .. }, _) => Some(DiffKind::Content),
+            (Found::Digested, _) if digested.are_equal(key, sides) => None,
+            (Found::Digested, _) if options.tolerance.is_some() => return Err(too_many_names(key, sides)),
+            (Found::Digested, _) => Some(DiffKind::Content),
             (Found::Differs(kind), _) => Some(kind),
             (Found::Equal, _) => None,
         };
@@ -323,10 +329,17 @@ enum Found {
     Read {
         differ: bool,
     },
+    /// Only the digests of the elements are compared, because too many tensors share their bytes to read each pair.
+    Digested,
 }
 
 /// Compares the two entries of a key without reading elements.
-fn compare(key: &str, entries: [Option<Entry<'_>>; 2], sides: [&dyn TensorSource; 2], budget: &mut Budget) -> Found {
+fn compare<'a>(
+    key: &'a str,
+    entries: [Option<Entry<'_>>; 2],
+    sides: [&'a dyn TensorSource; 2],
+    budget: &mut Budget<'a>,
+) -> Found {
     let kind = match entries {
         [None, None] => return Found::Equal,
         [Some(_), None] => DiffKind::OnlyInA,
@@ -346,35 +359,91 @@ fn compare(key: &str, entries: [Option<Entry<'_>>; 2], sides: [&dyn TensorSource
 
 /// Compares as text, which distinguishes 0.0 from -0.0.
 fn is_same(a: &Value, b: &Value) -> bool {
-    text::canonical(a) == text::canonical(b)
+    canonical(a) == canonical(b)
 }
 
 /// The number of bytes of elements that may still be read, so that bytes that many keys share are not read for each of
 /// them.
-struct Budget(u64);
+struct Budget<'a> {
+    left: u64,
+    /// What was decided for two stored tensors, under whatever keys.
+    pairs: HashMap<[&'a str; 2], Found>,
+}
 
-/// The maximum number of times that the bytes of both checkpoints are read.
-const READS: u64 = 4;
+/// The maximum number of times that the bytes of both checkpoints are read to compare elements. Their digests are
+/// computed once more at most.
+const READS: u64 = 3;
 
-impl Budget {
+impl<'a> Budget<'a> {
     /// Compares the digests of the tensor `key`, of one type and shape in both, and decides whether its elements are
     /// read.
-    fn compare(&mut self, key: &str, spec: &TensorSpec, sides: [&dyn TensorSource; 2]) -> Found {
+    fn compare(&mut self, key: &'a str, spec: &TensorSpec, sides: [&'a dyn TensorSource; 2]) -> Found {
         let digests = sides.map(|source| source.digest(key));
         let differ = match digests {
             [Some(a), Some(b)] if a == b => return Found::Equal,
             [Some(_), Some(_)] => true,
             _ => false,
         };
-        let bytes = spec.bytes().unwrap_or(u64::MAX);
-        // Without two digests, only the elements show whether two tensors differ: they are always read.
-        match self.0.checked_sub(bytes.saturating_mul(2)) {
-            Some(left) => self.0 = left,
-            None if differ => return Found::Differs(DiffKind::Content),
-            None => {}
-        }
-        Found::Read { differ }
+        let pair = sides.map(|source| source.first_alias(key));
+        *self.pairs.entry(pair).or_insert_with(|| {
+            let bytes = spec.bytes().unwrap_or(u64::MAX);
+            match self.left.checked_sub(bytes.saturating_mul(2)) {
+                Some(left) => {
+                    self.left = left;
+                    Found::Read { differ }
+                }
+                None => Found::Digested,
+            }
+        })
     }
+}
+
+/// The digests of the stored tensors of two sources, by first key: the recorded ones, and those that were computed.
+#[derive(Default)]
+struct Digested<'a>([HashMap<&'a str, Digest>; 2]);
+
+impl Digested<'_> {
+    fn are_equal(&self, key: &str, sides: [&dyn TensorSource; 2]) -> bool {
+        let [a, b] = [0, 1].map(|side| self.0[side].get(sides[side].first_alias(key)));
+        a.is_some() && a == b
+    }
+}
+
+/// Returns the digests of all tensors that only those compare. Each stored tensor that has none is read, on several
+/// threads, and verified.
+fn digest_all<'a>(
+    compared: &[(&'a str, [Option<Entry<'_>>; 2], Found)],
+    sides: [&'a dyn TensorSource; 2],
+) -> Result<Digested<'a>> {
+    let mut digested = Digested::default();
+    for (source, known) in sides.into_iter().zip(&mut digested.0) {
+        let keys = compared.iter().filter(|(_, _, found)| matches!(found, Found::Digested));
+        let first: BTreeSet<&str> = keys.map(|(key, _, _)| source.first_alias(key)).collect();
+        let (with, without): (Vec<&str>, Vec<&str>) = first.into_iter().partition(|key| source.digest(key).is_some());
+        known.extend(with.into_iter().filter_map(|key| Some((key, source.digest(key)?))));
+        let found = Mutex::new(known);
+        parallel::for_each(
+            &without,
+            parallel::default_threads(),
+            || (),
+            |key, ()| {
+                source.verify_tensor(key)?;
+                let digest = digest(source, key)?;
+                found.lock().unwrap_or_else(PoisonError::into_inner).insert(*key, digest);
+                Ok(())
+            },
+        )?;
+    }
+    Ok(digested)
+}
+
+fn too_many_names(key: &str, sides: [&dyn TensorSource; 2]) -> Error {
+    let reason = format!(
+        "too many of its tensors share their bytes to read each pair, such as {}: compare without a tolerance, which \
+         needs digests only",
+        name::shown(key)
+    );
+    Error::unsupported(sides[0].path(), reason)
 }
 
 /// Reads the elements of all pairs that are to be read, on several threads.
@@ -396,4 +465,17 @@ fn read_all<'a>(
     let threads = parallel::worth(parallel::default_threads(), bytes);
     let found = fold(&wanted, threads, |_, dtype, [a, b]| Comparison::of(dtype, a, b), |_, sums| sums.finish())?;
     Ok(places.into_iter().filter_map(|(key, place)| Some((key, *found.get(place)?))).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// If the program's `serde_json` keeps the order of the files.
+    #[test]
+    fn the_order_of_keys_is_no_difference() {
+        let [a, b, c] = [r#"[{"a":0.0,"b":1}]"#, r#"[{"b":1,"a":0.0}]"#, r#"[{"b":1,"a":-0.0}]"#]
+            .map(|text| serde_json::from_str::<Value>(text).unwrap());
+        assert!(is_same(&a, &b) && !is_same(&a, &c));
+    }
 }

@@ -295,6 +295,25 @@ mod tests {
     }
 
     #[test]
+    fn a_slot_that_cannot_be_read_is_an_error() {
+        let pickle = b"\x80\x02}X\x01\0\0\0kc__builtin__\ncomplex\nK\0K\0\x86Rs.";
+        let bytes = crate::interop::pytorch::archive_of(&[("x/data.pkl", pickle)]).unwrap();
+        let source = crate::interop::pytorch::open_bytes(bytes, &crate::interop::ReadOptions::default()).unwrap();
+        let reason = &source.unreadable()["k"];
+        let slot = Slot {
+            optimizer: "optimizer".to_string(),
+            variable: "w".to_string(),
+            name: "momentum".to_string(),
+            torch: Some("momentum_buffer"),
+            key: "k".to_string(),
+        };
+        let found = Found { slots: vec![slot], ..Default::default() };
+        let options = KerasOptimizer::sgd().learning_rate(0.1).momentum(0.9);
+        let error = state(&source, &found, &options).unwrap_err().to_string();
+        assert!(error.contains(reason) && error.starts_with("k:"), "{error}");
+    }
+
+    #[test]
     fn other_optimizers_are_refused_with_the_reason() {
         let slot = |name: &str, torch| Slot {
             optimizer: "optimizer".to_string(),

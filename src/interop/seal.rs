@@ -4,11 +4,10 @@ use super::ReadOptions;
 use super::durable::DurableFile;
 use crate::dtype::{Dtype, TensorSpec};
 use crate::error::{Error, Result};
-use crate::format::{Digest, Hasher};
+use crate::format::{Digest, canonical};
 use crate::location::Location;
 use crate::name;
-use crate::source::{SourceAttributes, TensorSource, VerifiedBy, room};
-use crate::text;
+use crate::source::{SourceAttributes, TensorSource, VerifiedBy, digest};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -25,9 +24,6 @@ const SUFFIX: &str = ".seal.json";
 
 /// The maximum length of a seal in bytes.
 const MAX_BYTES: u64 = 256 << 20;
-
-/// How many bytes are read at a time.
-const CHUNK: u64 = 1 << 20;
 
 /// The content of the file.
 #[derive(Debug, Serialize, Deserialize)]
@@ -149,28 +145,10 @@ impl<'a> Digests<'a> {
     }
 }
 
-/// Returns the digest of a tensor, read piece by piece.
-pub(crate) fn digest(source: &dyn TensorSource, key: &str) -> Result<Digest> {
-    let spec = source.tensors().get(key).ok_or_else(|| Error::object(key, "there is no such tensor"))?;
-    let size = spec.dtype.size() as u64;
-    let (count, step) = (spec.bytes().unwrap_or_default() / size, CHUNK / size);
-    let mut buffer = room(key, Some((count * size).min(CHUNK)))?;
-    let mut hasher = Hasher::new();
-    let mut at = 0;
-    while at < count {
-        let end = (at + step).min(count);
-        let chunk = &mut buffer[..((end - at) * size) as usize];
-        source.read_range(key, at..end, chunk)?;
-        hasher.update(chunk);
-        at = end;
-    }
-    Ok(hasher.finish())
-}
-
 fn digest_of_values(source: &dyn TensorSource) -> Digest {
     let all: serde_json::Map<String, Value> =
         source.values().iter().map(|(key, value)| (key.clone(), value.clone())).collect();
-    Digest::of(text::canonical(&Value::Object(all)).as_bytes())
+    Digest::of(canonical(&Value::Object(all)).as_bytes())
 }
 
 /// Opens the seal at `place`, if there is one. Like the files of a checkpoint, it must be a regular file and no link,
@@ -333,6 +311,15 @@ impl TensorSource for Sealed {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Whatever order the program's `serde_json` keeps; here the file has another.
+    #[test]
+    fn values_are_sealed_with_sorted_keys() {
+        let pickle = b"\x80\x02}X\x01\0\0\0g](}(X\x01\0\0\0bK\x02X\x01\0\0\0aK\x01ues.";
+        let bytes = crate::interop::pytorch::archive_of(&[("x/data.pkl", pickle)]).unwrap();
+        let source = crate::interop::pytorch::open_bytes(bytes, &ReadOptions::default()).unwrap();
+        assert_eq!(digest_of_values(&source), Digest::of(br#"{"g":[{"a":1,"b":2}]}"#));
+    }
 
     /// Whether it is there before the file is opened or appears afterwards.
     #[test]

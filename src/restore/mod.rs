@@ -8,6 +8,7 @@ mod options;
 mod origin;
 mod overlap;
 mod pending;
+mod stamp;
 mod status;
 
 pub(crate) use apply::run;

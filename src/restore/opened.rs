@@ -2,6 +2,7 @@
 
 use super::options::RestoreOptions;
 use super::origin::Origin;
+use super::stamp::Stamp;
 use crate::error::{Error, Result};
 use crate::format::{Follows, INDEX_FILE, Manifest};
 use crate::interop::{self, OWN_FORMAT, Ours};
@@ -10,10 +11,7 @@ use crate::repository::Storage;
 use crate::source::{Source, TensorSource};
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use walkdir::WalkDir;
 
 /// A checkpoint that is open for a restore.
 pub(crate) enum Opened {
@@ -33,10 +31,10 @@ pub(crate) struct About {
     pub lineage: Vec<Follows>,
 }
 
-/// Identifies a checkpoint, to find out whether it is the same when it is opened again.
+/// Identifies a checkpoint, to open it again, from whatever working directory, and to find out whether it is the same.
 #[derive(Debug)]
 pub(crate) enum Whence {
-    Ours(Arc<dyn Storage>, Box<Manifest>),
+    Ours(Arc<dyn Storage>, Location, Box<Manifest>),
     Foreign(Stamp),
 }
 
@@ -111,7 +109,7 @@ impl Opened {
     pub(crate) fn close(self, storage: &Arc<dyn Storage>) -> Whence {
         match self {
             Opened::Ours(source) | Opened::Renamed(Ours { source, .. }) => {
-                Whence::Ours(storage.clone(), Box::new(source.manifest.clone()))
+                Whence::Ours(storage.clone(), absolute(&source.path), Box::new(source.manifest.clone()))
             }
             Opened::Foreign(_, stamp) => Whence::Foreign(stamp),
         }
@@ -120,15 +118,15 @@ impl Opened {
 
 impl Whence {
     /// Opens the checkpoint again. Returns `None` if another one has taken its place.
-    pub(crate) fn open_again(&self, path: &Location, options: &RestoreOptions) -> Result<Option<Opened>> {
+    pub(crate) fn open_again(&self, options: &RestoreOptions) -> Result<Option<Opened>> {
         match self {
-            Whence::Ours(storage, manifest) => {
+            Whence::Ours(storage, path, manifest) => {
                 let source = Source::open(&**storage, path)?;
                 Ok(is_same(manifest, &source.manifest).then(|| Opened::ours(source, options)))
             }
             Whence::Foreign(stamp) => {
-                let now = Stamp::of(path);
-                let source = interop::open(path)?;
+                let now = Stamp::of(stamp.path());
+                let source = interop::open(stamp.path())?;
                 Ok(stamp.is_in(&now).then_some(Opened::Foreign(source, now)))
             }
         }
@@ -173,37 +171,8 @@ fn is_same(then: &Manifest, now: &Manifest) -> bool {
         && now.values.iter().all(|(key, value)| then.values.get(key) == Some(value))
 }
 
-/// The files of another tool's checkpoint: name, length, modification time, inode.
-#[derive(Debug)]
-pub(crate) struct Stamp(Vec<(PathBuf, u64, (i64, i64), u64)>);
-
-/// The maximum number of files in a directory that are recorded.
-const MAX_FILES: usize = 100_000;
-
-impl Stamp {
-    fn of(path: &Path) -> Stamp {
-        let is_prefix = !path.exists();
-        let (root, depth) = match is_prefix {
-            // The directory of a TensorFlow bundle.
-            true => (path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")), 1),
-            false => (path, 2),
-        };
-        let prefix = format!("{}.", path.file_name().unwrap_or_default().to_string_lossy());
-        let walk = WalkDir::new(root).follow_links(true).max_depth(depth).into_iter().take(MAX_FILES);
-        let mut files = Vec::new();
-        for entry in walk.filter_map(|entry| entry.ok()) {
-            let is_part = !is_prefix || entry.file_name().to_string_lossy().starts_with(&prefix);
-            if let Some(metadata) = entry.metadata().ok().filter(|metadata| is_part && metadata.is_file()) {
-                let modified = (metadata.mtime(), metadata.mtime_nsec());
-                files.push((entry.into_path(), metadata.len(), modified, metadata.ino()));
-            }
-        }
-        files.sort_unstable();
-        Stamp(files)
-    }
-
-    /// Returns `true` if all of these files are unchanged; there may be other files.
-    fn is_in(&self, now: &Stamp) -> bool {
-        !self.0.is_empty() && self.0.iter().all(|file| now.0.binary_search(file).is_ok())
-    }
+/// Returns the location of a checkpoint, independent of the working directory.
+fn absolute(location: &Location) -> Location {
+    let absolute = location.as_path().and_then(|path| std::path::absolute(path).ok());
+    absolute.map_or_else(|| location.clone(), Location::from)
 }

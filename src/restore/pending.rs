@@ -19,8 +19,6 @@ pub(crate) struct Pending {
     pub about: About,
     /// How far everything that was restored had been verified.
     pub verified_by: VerifiedBy,
-    /// The path as an absolute one, independent of the working directory.
-    absolute: Location,
     options: RestoreOptions,
     tracked: Tracked,
     /// The components of the checkpoint.
@@ -79,7 +77,6 @@ impl Pending {
         let matched: BTreeSet<String> = report.matched.iter().cloned().collect();
         let filled = tracked.ids();
         let pending = Pending {
-            absolute: absolute(&about.path),
             about,
             verified_by,
             options,
@@ -131,7 +128,7 @@ impl Pending {
     pub(crate) fn fill(&self, name: &str, node: &Node) -> Result<()> {
         let mut state = self.state();
         let Some(whence) = &state.whence else { return Ok(()) };
-        let opened = whence.open_again(&self.absolute, &self.options).map_err(|error| self.gone(error, name))?;
+        let opened = whence.open_again(&self.options).map_err(|error| self.gone(error, name))?;
         let opened = opened.ok_or_else(|| self.not_found(name, "another checkpoint is there now"))?;
         let report = opened.with_origin(&self.options, |origin| {
             let objects = [(name.to_string(), node.clone())];
@@ -238,12 +235,6 @@ impl State {
             self.whence = None;
         }
     }
-}
-
-/// Returns the location of a checkpoint, independent of the working directory.
-fn absolute(location: &Location) -> Location {
-    let absolute = location.as_path().and_then(|path| std::path::absolute(path).ok());
-    absolute.map_or_else(|| location.clone(), Location::from)
 }
 
 /// Returns an error for mismatches, unless the options allow them.

@@ -7,7 +7,7 @@ mod tensor_source;
 pub use attributes::SourceAttributes;
 pub(crate) use attributes::{SOURCES, of};
 pub use tensor_source::{TensorSource, VerifiedBy};
-pub(crate) use tensor_source::{check, check_range, check_target, no_such_tensor, number, room};
+pub(crate) use tensor_source::{check, check_range, check_target, digest, no_such_tensor, number, room};
 
 use crate::dtype::TensorSpec;
 use crate::error::{Error, Result, is_unreadable_data};

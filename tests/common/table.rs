@@ -1,4 +1,5 @@
 //! A source of a custom format.
+#![allow(dead_code, reason = "each test uses a part")]
 
 use serde_json::Value;
 use std::collections::BTreeMap;
