@@ -62,7 +62,7 @@ impl Spares {
                 Kind::Directory => return Err(std::io::ErrorKind::IsADirectory.into()),
                 // A manifest is never written over another file.
                 Kind::File if bytes >= self.least && name != MANIFEST => {
-                    spares.push(Spare { trash: trash.clone(), name, bytes })
+                    spares.push(Spare { trash: trash.clone(), name, bytes });
                 }
                 _ => trash.dir.remove_file(&name)?,
             }
