@@ -803,7 +803,7 @@ fn a_save_without_room_removes_what_is_kept_to_be_overwritten() {
         for i in 0..3 {
             let of = step.clone();
             // So that no file fits in the place of another.
-            let bytes = move |step: u64| vec![1; if step % 2 == 0 { 80_000 } else { 800_000 }];
+            let bytes = move |step: u64| vec![1; if step.is_multiple_of(2) { 80_000 } else { 800_000 }];
             let asset = Asset::writer(format!("part{i}"), move |out| out.write_all(&bytes(of.get())));
             checkpoint = checkpoint.asset(asset).unwrap();
         }
