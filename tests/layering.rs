@@ -316,5 +316,5 @@ fn imports_make_no_circle() {
 fn directories_are_walked_in_one_place() {
     let walking: Vec<_> = sources().into_iter().filter(|(_, _, text)| text.contains("walkdir::")).collect();
     let paths: Vec<_> = walking.iter().map(|(_, path, _)| path).collect();
-    assert!(paths.len() == 1 && paths[0].ends_with("restore/opened.rs"), "{paths:?}");
+    assert!(paths.len() == 1 && paths[0].ends_with("restore/stamp.rs"), "{paths:?}");
 }
