@@ -72,8 +72,8 @@ impl Part {
     /// Saves it alone; see [`Checkpoint::write`].
     ///
     /// # Errors
-    /// As for [`Checkpoint::write`], also if the step that ended meanwhile was that of another object of the checkpoint, such
-    /// as the optimizer of a model.
+    /// As for [`Checkpoint::write`], also if the step that ended meanwhile was that of another object of the checkpoint,
+    /// such as the optimizer of a model.
     pub fn write(&self, path: impl Into<Location>) -> Result<Location> {
         self.alone()?.write(path)
     }

@@ -7,11 +7,12 @@ use common::Memory;
 use common::documents::{BESIDE, COMMIT, TIMES, checkpoint_of, checkpoint_with, list, sealed, with_values};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::fs;
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tch_checkpoint::format::{FormatError, Index, Manifest, SavedModelInfo};
-use tch_checkpoint::{Checkpoint, CheckpointReader, Counter, Value, list_checkpoints, verify_checkpoint};
+use tch_checkpoint::{Checkpoint, CheckpointReader, Counter, Location, Value, list_checkpoints, verify_checkpoint};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
@@ -299,14 +300,19 @@ fn bytes_read() -> u64 {
     counts.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap().parse().unwrap()
 }
 
+/// Writes a checkpoint of one tensor of 4 MiB under 3,001 keys.
+fn checkpoint_of_many_keys(dir: &Path) -> Result<Location, Box<dyn std::error::Error>> {
+    checkpoint_with(dir, |manifest| {
+        let record = manifest.tensors["model"].clone();
+        manifest.tensors.extend((0..3000).map(|n| (format!("tied/{n}"), record.clone())));
+    })
+}
+
 #[test]
 fn bytes_under_many_keys_are_read_once() -> Outcome {
     let _turn = turn();
     let dir = tempfile::tempdir()?;
-    let path = checkpoint_with(dir.path(), |manifest| {
-        let record = manifest.tensors["model"].clone();
-        manifest.tensors.extend((0..3000).map(|n| (format!("tied/{n}"), record.clone())));
-    })?;
+    let path = checkpoint_of_many_keys(dir.path())?;
     let before = bytes_read();
     let found = verify_checkpoint(&path);
     assert!(found.is_intact(), "{found:?}");
@@ -332,10 +338,7 @@ fn bytes_under_many_keys_are_sealed_salvaged_and_converted_once() -> Outcome {
     use tch_checkpoint::interop::{self, pytorch, tensorflow};
     let _turn = turn();
     let dir = tempfile::tempdir()?;
-    let path = checkpoint_with(dir.path(), |manifest| {
-        let record = manifest.tensors["model"].clone();
-        manifest.tensors.extend((0..3000).map(|n| (format!("tied/{n}"), record.clone())));
-    })?;
+    let path = checkpoint_of_many_keys(dir.path())?;
     let most = 24 << 20;
     let ours = interop::open(&path)?;
     reads("a checkpoint", most, || ours.verify())?;

@@ -471,6 +471,27 @@ fn a_mark_that_cannot_be_read_does_not_make_a_checkpoint_a_damaged_one() -> Outc
     Ok(())
 }
 
+/// In the place of one that another version marked, which is kept in the index because it is older.
+#[test]
+fn one_that_is_saved_under_the_number_of_an_unreadable_one_is_listed_once() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let mut manager = run.builder(dir.path()).max_to_keep(4).keep_component("optimizer", 1).open()?;
+    run.train(&mut manager, 1..=3)?;
+    manager.close()?;
+    fs::write(dir.path().join("ckpt-2/mark-thinned-optimizer.json"), "{\"version\":9}")?;
+    let mut manager = run.builder(dir.path()).max_to_keep(4).open()?;
+    manager.restore_or_initialize()?;
+    let listed = || fs::read_to_string(dir.path().join("checkpoint.json")).map(|text| text.matches("ckpt-2\"").count());
+    manager.save_at(4)?;
+    assert_eq!(listed()?, 1);
+    fs::remove_dir_all(dir.path().join("ckpt-2"))?;
+    manager.save_at(2)?;
+    assert_eq!(listed()?, 2, "as an entry and as the latest");
+    manager.close()?;
+    Ok(())
+}
+
 #[test]
 fn none_at_all_is_refused() {
     let dir = tempfile::tempdir().unwrap();

@@ -120,6 +120,11 @@ impl Found {
         (self.pins, self.notes) = (marks.pins, marks.notes);
     }
 
+    /// Returns `true` if all values are finite, as far as they were recorded, and the state is not unclean.
+    pub(crate) fn is_healthy(&self) -> bool {
+        self.non_finite.is_empty() && !self.unclean
+    }
+
     /// Returns `true` if `marks` have something new that may keep it.
     pub(crate) fn is_told_more_by(&self, marks: &Marks) -> bool {
         marks.stays() || !self.knows(&marks.metrics)

@@ -309,8 +309,8 @@ impl Checkpoint {
         self.objects.clone()
     }
 
-    /// Creates a checkpoint, in the same storage, for some of these objects alone. A step of another one during a save is an
-    /// error as well.
+    /// Creates a checkpoint in `storage`, for some of these objects alone. A step of another one of them during a save is
+    /// an error as well.
     pub(crate) fn beside(storage: Arc<dyn Storage>, others: Tracked) -> Checkpoint {
         Checkpoint { beside: Some(others), ..Checkpoint::in_storage(storage) }
     }

@@ -1,8 +1,8 @@
 //! Marks on tensors that a restore or a step of an optimizer which stopped half-way may have left partly overwritten.
 //!
 //! They are the process's, by tensor and not by name: whichever object, checkpoint or manager has such a tensor next does
-//! not save it. A tensor that does not tell which one it is, and whose handle may be made anew by a collection, is known by
-//! its name in the object that is tracked. If there are no marks, this costs one atomic read.
+//! not save it. A tensor that does not tell which one it is, and whose handle a collection may make anew, is known by its
+//! name in the object that is tracked. If there are no marks, this costs one atomic read.
 
 use super::captures::{Area, Touched};
 use super::leaf::{Identity, TensorLeaf};
@@ -162,7 +162,7 @@ impl Torn {
         Torn { addresses, _marks: marks, places, identities, touched, filled }
     }
 
-    /// Returns `true` if the tensor, which was found at `key` in these objects, has a part of the memory of one of these.
+    /// Returns `true` if the tensor, which was found at `key` in `objects`, has a part of the memory of one of these.
     pub(crate) fn has(&self, leaf: &Leaf, key: &str, objects: &[(String, Node)]) -> bool {
         self.has_object(leaf)
             || (!self.places.is_empty() && place(leaf, key, objects).is_some_and(|place| self.has_place(&place)))

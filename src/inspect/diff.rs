@@ -207,9 +207,9 @@ pub fn diff_as<'a>(a: &'a Target, named: &'a dyn TensorSource, b: &'a Target) ->
 /// ```
 ///
 /// # Errors
-/// As for [`diff`]; [`Error::InvalidArgument`] for a tolerance that is negative or not finite; [`Error::Unsupported`] if
-/// tensors are to be compared within a tolerance, and so many names share them that they would be read more than a few
-/// times.
+/// As for [`diff`]; [`Error::InvalidArgument`] for a tolerance that is negative or not finite; [`Error::Unsupported`]
+/// if tensors are to be compared within a tolerance, and so many names share them that they would be read more than a
+/// few times.
 pub fn diff_with<'a>(
     a: &'a Target,
     named: &'a dyn TensorSource,

@@ -113,9 +113,7 @@ impl Commit {
         ledger.superseded.extend(aside);
         let gone = |found: &Found| self.supersedes.contains(&found.entry.name) || found.entry.name == self.name;
         ledger.known.retain(|found| !gone(found) || !self.directory.rules().hold(Rule::OneEntry));
-        ledger.known.push(found.clone());
-        ledger.was.insert(found.id());
-        ledger.skipped.remove(&found.entry.name);
+        ledger.add(found.clone());
         ledger.listed = ledger.known.iter().map(Found::id).collect();
         ledger.memo = saved.memo;
         ledger.last_took = Some(self.began.elapsed());
@@ -403,13 +401,12 @@ pub(super) fn preserve(directory: &Directory, kept: &mut [Found], names: &[Strin
     Ok(())
 }
 
-/// Returns how many of `known`, and of `next` ones that are complete, stand in for a superseded checkpoint. Those that no
-/// restart uses never make one go that it could use.
+/// Returns how many of `known` stand in for a superseded checkpoint, plus `next`, the number of complete ones that are
+/// about to be saved. What no restart uses does not stand in for what one could use.
 pub(super) fn standing_in<'a>(superseded: &Found, known: impl IntoIterator<Item = &'a Found>, next: usize) -> usize {
-    let is_healthy = |found: &Found| found.non_finite.is_empty() && !found.unclean;
-    let can_restart = |found: &Found| is_healthy(found) && found.without.is_empty();
+    let can_restart = |found: &Found| found.is_healthy() && found.without.is_empty();
     let newer = known.into_iter().filter(|newer| newer.entry.sequence > superseded.entry.sequence);
-    let newer: Vec<&Found> = newer.filter(|newer| is_healthy(newer) || !is_healthy(superseded)).collect();
+    let newer: Vec<&Found> = newer.filter(|newer| newer.is_healthy() || !superseded.is_healthy()).collect();
     let suffices = next > 0 || !can_restart(superseded) || newer.iter().any(|newer| can_restart(newer));
     if suffices { newer.len() + next } else { 0 }
 }

@@ -14,7 +14,7 @@ use crate::rules::Rule;
 use crate::save::{Held, Memo};
 use crate::sync::Arc;
 use chrono::{DateTime, Utc};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io::ErrorKind;
 use std::time::Duration;
 
@@ -47,8 +47,8 @@ pub(super) struct Ledger {
     pub unreachable: Vec<(String, Error)>,
     /// Those that another version wrote or marked, and that are older than the newest, by name.
     pub older: HashSet<String>,
-    /// All that were of this run since the manager was opened, also those that are gone.
-    pub was: HashSet<Follows>,
+    /// The sequences of all that were of this run since the manager was opened, also of those that are gone, by run.
+    was: HashMap<String, BTreeSet<u64>>,
     /// Those that were skipped and still have their number.
     pub stuck: Vec<String>,
     /// Those that their user skipped, and that could not be renamed.
@@ -104,7 +104,7 @@ impl Ledger {
             undecided: None,
             unreachable: Vec::new(),
             older: HashSet::new(),
-            was: HashSet::new(),
+            was: HashMap::new(),
             stuck: Vec::new(),
             skipped: HashSet::new(),
             opened,
@@ -126,8 +126,8 @@ impl Ledger {
         self.directory.root().join(name)
     }
 
-    /// Returns the checkpoints that stay when `next` is saved and that restarts may use, each with the components that it
-    /// lacks then. Those that were removed by hand do not count.
+    /// Returns the healthy checkpoints that stay when `next` is saved, each with the components that it lacks then.
+    /// Those that were removed by hand do not count.
     pub(super) fn beside(&mut self, next: CheckpointInfo) -> BTreeMap<String, Vec<String>> {
         let (name, now) = (next.name.clone(), next.saved_at);
         let Ledger { seen, known, directory, .. } = self;
@@ -239,7 +239,20 @@ impl Ledger {
         for (name, found) in superseded {
             self.take_in_superseded(name, found);
         }
-        self.was.extend(self.known.iter().map(Found::id));
+        let ids: Vec<Follows> = self.known.iter().map(Found::id).collect();
+        ids.into_iter().for_each(|id| self.note(id));
+    }
+
+    /// Adds a checkpoint that was saved.
+    pub(super) fn add(&mut self, found: Found) {
+        self.note(found.id());
+        self.skipped.remove(&found.entry.name);
+        self.older.remove(&found.entry.name);
+        self.known.push(found);
+    }
+
+    fn note(&mut self, id: Follows) {
+        self.was.entry(id.run).or_default().insert(id.sequence);
     }
 
     /// Damaged ones count among the damaged.
@@ -520,7 +533,7 @@ impl Ledger {
     /// Returns `true` if a checkpoint is, or was, one of this directory's run, even if it has been removed since: its
     /// sequence can be compared with those that are there.
     pub(super) fn was_here(&self, id: &Follows) -> bool {
-        self.has(id) || self.was.contains(id)
+        self.has(id) || self.was.get(&id.run).is_some_and(|sequences| sequences.contains(&id.sequence))
     }
 
     /// Why a directory without a usable checkpoint is not the same as an empty one.

@@ -97,8 +97,8 @@ use weights::WeightsCadence;
 /// (`superseded-ckpt-80-…`), so that their numbers are free. They are removed when
 /// [`max_to_keep`](CheckpointManagerBuilder::max_to_keep) newer ones are complete; for a healthy one, only healthy ones
 /// count. Nothing changes before that save, so an older checkpoint can be restored for inspection. A checkpoint whose
-/// number is saved again is superseded in the same way. A checkpoint of another run that was copied in, which neither the index nor a manifest connects with the
-/// restored one, is neither renamed nor removed.
+/// number is saved again is superseded in the same way. A checkpoint of another run that was copied in, which neither
+/// the index nor a manifest connects with the restored one, is neither renamed nor removed.
 pub struct CheckpointManager {
     checkpoint: Checkpoint,
     options: SaveOptions,

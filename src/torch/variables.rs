@@ -92,9 +92,9 @@ impl Variables {
     /// A variable that was trained when the checkpoint was saved, and is frozen now, is restored. As for all variables,
     /// [`RestoreOptions::trainable`](crate::RestoreOptions::trainable) decides what becomes of the difference.
     ///
-    /// Freezing or unfreezing a variable changes what the next save contains: nothing, if all are frozen. Do not use this if checkpoints should be
-    /// complete: the frozen parameters of a component have their own file, which a manager hard-links instead of
-    /// writing it again.
+    /// Freezing or unfreezing a variable changes what the next save contains: nothing, if all are frozen. Do not use
+    /// this if checkpoints should be complete: the frozen parameters of a component have their own file, which a manager
+    /// hard-links instead of writing it again.
     ///
     /// ```no_run
     /// # fn main() -> tch_checkpoint::Result<()> {
@@ -321,8 +321,8 @@ impl Variables {
         lock(&self.table).named_variables.get(&self.full_name(name)).map(Tensor::shallow_clone)
     }
 
-    /// Returns the names below the prefix, with full names and tensors. It is an error if no variable is selected, unless only
-    /// because all of them are frozen at present.
+    /// Returns the names below the prefix, with full names and tensors. It is an error if no variable is selected, unless
+    /// only because all of them are frozen at present.
     fn below<'a>(&self, table: &'a tch::nn::Variables) -> Result<BTreeMap<&'a str, (&'a str, &'a Tensor)>, String> {
         let named = table.named_variables.iter();
         let mut below: BTreeMap<_, _> =

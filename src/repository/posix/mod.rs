@@ -108,8 +108,8 @@ pub trait Dir: OpenDir {
     /// Opens a directory in this one. A symbolic link is the error `ELOOP`.
     fn open_dir(&self, name: &OsStr) -> io::Result<Arc<dyn Dir>>;
 
-    /// Like [`open_dir`](Dir::open_dir), but what is mounted there is an error of the kind `CrossesDevices`. Defaults to
-    /// `open_dir`: where the system cannot tell, only another [device](FileId) shows a mount.
+    /// Like [`open_dir`](Dir::open_dir), but what is mounted there is an error of the kind `CrossesDevices`. Defaults
+    /// to `open_dir`: where the system cannot tell, only another [device](FileId) shows a mount.
     fn open_dir_here(&self, name: &OsStr) -> io::Result<Arc<dyn Dir>> {
         Dir::open_dir(self, name)
     }

@@ -121,9 +121,9 @@ impl Staging<'_> {
         if unsynced.len() < at_least { Vec::new() } else { std::mem::take(&mut *unsynced) }
     }
 
-    /// Adds to the error of a full disk how much the complete checkpoint needs. The spares are removed, so that the next
-    /// attempt has their space, where more is needed than [`make_room`](Transaction::make_room) can know: there are
-    /// quotas, and limits of the number of files.
+    /// Adds to the error of a full disk how much the complete checkpoint needs. The spares are removed, so that the
+    /// next attempt has their space: quotas, and limits of the number of files, are not known to
+    /// [`make_room`](Transaction::make_room).
     fn no_space(&self, error: Error) -> Error {
         match error {
             Error::NoSpace { path, .. } => {

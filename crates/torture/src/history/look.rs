@@ -81,8 +81,8 @@ impl History {
         lines.join("\n  ")
     }
 
-    /// Checks that everything is there that must be, and nothing more. Reading all of a directory takes most of the time
-    /// of a history, so what reads it is asked in turns.
+    /// Checks that everything is there that must be, and nothing more. Reading a whole directory takes most of the time
+    /// of a history, so the calls that do it are made in turns.
     pub(super) fn check(&self) -> Verdict {
         self.check_directory()?;
         self.check_known()?;
