@@ -653,6 +653,18 @@ fn one_of_several_shards_is_not_read_as_the_model() {
         assert!(error.to_string().contains(&missing), "{error}");
         assert!(interop::open(directory.join(name(number))).is_ok());
     }
+    // Also one that tells which slices it has, as DCP's do.
+    let dcp = fixture("pytorch/h_dcp/hf_writer");
+    let names = [1, 2].map(|number| format!("model-{number:05}-of-00002.safetensors"));
+    for (there, missing) in [(&names[0], &names[1]), (&names[1], &names[0])] {
+        let directory = temp.path().join(format!("dcp without {missing}"));
+        fs::create_dir(&directory).unwrap();
+        fs::copy(dcp.join(there), directory.join(there)).unwrap();
+        let error = interop::open(&directory).map(drop).unwrap_err();
+        assert!(matches!(error, Error::Damaged { .. }) && error.to_string().contains(missing), "{error}");
+        fs::copy(dcp.join(missing), directory.join(missing)).unwrap();
+        assert_eq!(interop::open(&directory).unwrap().tensors().len(), 3);
+    }
     // The only one of one, and a name that numbers no shards.
     for alone in ["model-00001-of-00001.safetensors", "run-epoch-10-of-20.safetensors"] {
         let directory = temp.path().join(alone.trim_end_matches(".safetensors"));

@@ -216,7 +216,7 @@ fn with_config(directory: &Path, mut found: Found) -> Found {
 fn without_index(directory: &Path, files: &[&String], options: &ReadOptions) -> Result<Foreign> {
     let unsupported = |reason: String| Error::unsupported(directory, reason);
     if let [file] = files
-        && numbered(file).is_none_or(|(_, count)| count == 1)
+        && numbered(file).is_none_or(|(.., count)| count == 1)
     {
         let found = shard(&directory.join(file), options)?;
         return finish(directory, false, with_config(directory, found), options);
@@ -229,10 +229,13 @@ fn without_index(directory: &Path, files: &[&String], options: &ReadOptions) -> 
         contents.push((*file, own));
     }
     if offsets.len() == contents.len() {
+        if let Some(missing) = first_missing(files) {
+            return Err(damaged(directory, format!("it has no index, and the shard {missing} is missing")));
+        }
         let contents = contents.into_iter().zip(offsets).map(|((_, own), offsets)| (own, offsets));
         return finish(directory, false, slices(directory, contents)?, options);
     }
-    let (stem, count) = files.first().and_then(|file| numbered(file)).ok_or_else(|| {
+    let (stem, _, count) = files.first().and_then(|file| numbered(file)).ok_or_else(|| {
         unsupported(format!("it holds {} safetensors files and no index: open one of them", files.len()))
     })?;
     let expected: Vec<String> = (1..=count).map(|i| shard_name(stem, i, count)).collect();
@@ -258,13 +261,25 @@ fn without_index(directory: &Path, files: &[&String], options: &ReadOptions) -> 
     finish(directory, false, with_config(directory, found), options)
 }
 
-/// Parses `NAME-00001-of-00003.safetensors`. Returns the name and the number of files.
-fn numbered(file: &str) -> Option<(&str, u32)> {
+/// Returns the first shard that is missing, judging by the numbers of the others. Each rank of DCP numbers its own files.
+fn first_missing(files: &[&String]) -> Option<String> {
+    let mut there: BTreeMap<(&str, u32), BTreeSet<u32>> = BTreeMap::new();
+    for (stem, number, count) in files.iter().filter_map(|file| numbered(file)) {
+        there.entry((stem, count)).or_default().insert(number);
+    }
+    there.iter().find_map(|((stem, count), there)| {
+        let missing = (1..=*count).find(|number| !there.contains(number))?;
+        Some(shard_name(stem, missing, *count))
+    })
+}
+
+/// Parses `NAME-00001-of-00003.safetensors`. Returns the name, the number, and the number of files.
+fn numbered(file: &str) -> Option<(&str, u32, u32)> {
     let (rest, count) = file.strip_suffix(".safetensors")?.rsplit_once("-of-")?;
     let (stem, number) = rest.rsplit_once('-')?;
     let count = count.parse().ok().filter(|count| (1..=100_000).contains(count))?;
     let number = number.parse().ok().filter(|number| *number <= count)?;
-    (shard_name(stem, number, count) == file).then_some((stem, count))
+    (shard_name(stem, number, count) == file).then_some((stem, number, count))
 }
 
 fn shard_name(stem: &str, number: u32, count: u32) -> String {
