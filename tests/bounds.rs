@@ -3,7 +3,6 @@
 
 mod common;
 
-use common::Memory;
 use common::documents::{BESIDE, COMMIT, TIMES, checkpoint_of, checkpoint_with, list, sealed, with_values};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::fs;
@@ -354,9 +353,10 @@ fn bytes_under_many_keys_are_sealed_salvaged_and_converted_once() -> Outcome {
 }
 
 /// The names of both files pair each tensor of one with each tensor of the other.
-#[cfg(feature = "tensorflow")]
+#[cfg(all(feature = "pytorch", feature = "tensorflow"))]
 #[test]
 fn a_comparison_reads_no_more_for_many_names() -> Outcome {
+    use common::Memory;
     use tch_checkpoint::inspect::{DiffOptions, Target, diff, diff_with};
     use tch_checkpoint::interop::{self, pytorch};
     const COUNT: usize = 40;
