@@ -225,6 +225,124 @@ fn a_failed_evaluation_loses_nothing() {
 }
 
 #[test]
+fn what_cannot_be_exchanged_back_is_not_saved() {
+    let _turn = turn();
+    for panics in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut vs = VarStore::new(Device::Cpu);
+        let w = vs.root().var("w", &[300], nn::Init::Const(1.0));
+        let mut ema = Ema::new(&vs, 0.5).unwrap();
+        fill(&w, 3.1);
+        ema.update().unwrap();
+        let checkpoint = Checkpoint::new().track("model", &vs).unwrap();
+        let mut checkpoint = checkpoint.track("ema", &ema).unwrap();
+        let good = checkpoint.snapshot().unwrap();
+        let before = (all_bits(&vs), bits(&ema.average("w").unwrap()));
+        // An evaluation in half precision that ends early.
+        let ended = catch_unwind(AssertUnwindSafe(|| {
+            ema.with_averaged(|| {
+                vs.half();
+                assert!(!panics, "no evaluation today");
+            })
+        }));
+        match ended {
+            Ok(ended) => assert!(ended.unwrap_err().to_string().contains("reinitialized")),
+            Err(_) => assert!(panics),
+        }
+        vs.float();
+        let mut other = Checkpoint::new().track("other", &vs).unwrap();
+        for tracked in [&mut checkpoint, &mut other] {
+            let refusal = tracked.write(dir.path().join("mixed")).unwrap_err().to_string();
+            assert!(refusal.contains("half-way"), "{refusal}");
+        }
+        checkpoint.rollback(&good).unwrap();
+        assert_eq!((all_bits(&vs), bits(&ema.average("w").unwrap())), before);
+        checkpoint.write(dir.path().join("good")).unwrap();
+        other.write(dir.path().join("other")).unwrap();
+        ema.with_averaged(|| ()).unwrap();
+        assert_eq!((all_bits(&vs), bits(&ema.average("w").unwrap())), before);
+    }
+}
+
+/// Two stores with variables `a` and `b`. If `overlap`, the memory of one `b` is partly that of the other, which libtorch
+/// finds when it writes there.
+fn two_models(overlap: bool) -> [VarStore; 2] {
+    let memory = Tensor::ones([4], FLOAT);
+    [(0, 1.0), (1, 5.0)].map(|(begin, value)| {
+        let vs = VarStore::new(Device::Cpu);
+        let _ = vs.root().var("a", &[3], nn::Init::Const(value));
+        let b = if overlap { memory.narrow(0, begin, 3) } else { Tensor::ones([3], FLOAT) };
+        let _ = vs.root().add("b", b, true);
+        vs
+    })
+}
+
+#[test]
+fn averages_that_are_updated_in_part_are_not_saved() {
+    let _turn = turn();
+    let dir = tempfile::tempdir().unwrap();
+    // The target gets its first values.
+    let [online, target] = two_models(true);
+    let refusal = Ema::for_target(&online, &target, 0.5).unwrap_err().to_string();
+    assert!(refusal.starts_with("b: ") && refusal.contains("reinitialized"), "{refusal}");
+    assert_eq!(target.variables()["a"].double_value(&[0]), 1.0);
+    let mut checkpoint = Checkpoint::new().track("target", &target).unwrap();
+    assert!(checkpoint.write(dir.path().join("target")).unwrap_err().to_string().contains("half-way"));
+    checkpoint.reinitialized("target").unwrap();
+    checkpoint.write(dir.path().join("target")).unwrap();
+
+    let [online, target] = two_models(false);
+    let mut ema = Ema::for_target(&online, &target, 0.5).unwrap();
+    let mut checkpoint = Checkpoint::new().track("ema", &ema).unwrap();
+    let memory = Tensor::ones([4], FLOAT);
+    online.variables()["b"].shallow_clone().set_data(&memory.narrow(0, 0, 3));
+    target.variables()["b"].shallow_clone().set_data(&memory.narrow(0, 1, 3));
+    fill(&online.variables()["a"], 3.0);
+    assert!(ema.update().unwrap_err().to_string().contains("reinitialized"));
+    assert_eq!((ema.updates(), target.variables()["a"].double_value(&[0])), (0, 2.0));
+    assert!(checkpoint.write(dir.path().join("ema")).unwrap_err().to_string().contains("half-way"));
+    target.variables()["b"].shallow_clone().set_data(&Tensor::ones([3], FLOAT));
+    ema.reset().unwrap();
+    checkpoint.reinitialized("ema").unwrap();
+    checkpoint.write(dir.path().join("ema")).unwrap();
+    // The variables themselves were not written.
+    Checkpoint::new().track("online", &online).unwrap().write(dir.path().join("online")).unwrap();
+}
+
+#[test]
+fn averages_of_8_bit_types_are_in_single_precision_or_refused_before_anything_changes() {
+    let _turn = turn();
+    let dir = tempfile::tempdir().unwrap();
+    let small = |kind: Kind| Tensor::full([2], 0.5, FLOAT).to_kind(kind);
+    for kind in [Kind::Float8e5m2, Kind::Float8e4m3fn, Kind::Float8e5m2fnuz, Kind::Float8e4m3fnuz] {
+        let vs = VarStore::new(Device::Cpu);
+        let w = vs.root().var("w", &[2], nn::Init::Const(1.0));
+        let w8 = vs.root().add("w8", small(kind), true);
+        let mut ema = Ema::new(&vs, 0.75).unwrap();
+        fill(&w, 2.0);
+        fill(&w8, 1.0);
+        ema.update().unwrap();
+        let average = |name| ema.average(name).unwrap();
+        assert_eq!((average("w8").kind(), average("w8").double_value(&[0])), (Kind::Float, 0.625));
+        assert_eq!((average("w").double_value(&[0]), ema.updates()), (1.25, 1));
+        let before = all_bits(&vs);
+        assert_eq!(ema.with_averaged(|| w8.to_kind(Kind::Float).double_value(&[1])).unwrap(), 0.625);
+        assert_eq!(all_bits(&vs), before);
+
+        // A target has its own type.
+        let target = VarStore::new(Device::Cpu);
+        let a = target.root().var("w", &[2], nn::Init::Const(7.0));
+        let _ = target.root().add("w8", small(kind), true);
+        let mut polyak = Ema::for_target(&vs, &target, 0.5).unwrap();
+        fill(&w, 4.0);
+        let refusal = polyak.update().unwrap_err().to_string();
+        assert!(refusal.starts_with("w8: ") && refusal.contains("Float8"), "{refusal}");
+        assert_eq!(a.double_value(&[0]), 2.0);
+        Checkpoint::new().track("polyak", &polyak).unwrap().write(dir.path().join(format!("{kind:?}"))).unwrap();
+    }
+}
+
+#[test]
 fn within_the_swap_nothing_of_the_averages_is_saved_or_restored() {
     let _turn = turn();
     let dir = tempfile::tempdir().unwrap();
@@ -240,6 +358,8 @@ fn within_the_swap_nothing_of_the_averages_is_saved_or_restored() {
         let refusal = whole.write(dir.path().join("bad")).unwrap_err().to_string();
         assert!(refusal.contains("with_averaged"), "{refusal}");
         assert!(whole.restore(&good).is_err());
+        // The optimizer and the averages beside it are asked whether they change meanwhile.
+        assert!(whole.get("model").unwrap().write(dir.path().join("part")).is_err());
         model_only.write(dir.path().join("averaged")).unwrap();
     })
     .unwrap();

@@ -240,8 +240,8 @@ impl Checkpoint {
 pub(super) fn is_torn(key: &str) -> Error {
     let component = name::component(key);
     let reason = format!(
-        "a restore or a step that stopped half-way may have left it partly overwritten; before saving, restore a checkpoint that has \
-         it, or, if all of it has got new values since, call `Checkpoint::reinitialized` with {}. If it is a part of another \
+        "a restore, a step or a change of averages that stopped half-way may have left it partly overwritten; before saving, \
+         restore a checkpoint that has it, or, if all of it has got new values since, call `Checkpoint::reinitialized` with {}. If it is a part of another \
          tensor, that one must be tracked and restored or declared",
         name::shown(component)
     );

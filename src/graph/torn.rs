@@ -1,4 +1,5 @@
-//! Marks on tensors that a restore or a step of an optimizer which stopped half-way may have left partly overwritten.
+//! Marks on tensors that a restore, a step of an optimizer, or a change of averages which stopped half-way may have left partly
+//! overwritten.
 //!
 //! They are the process's, by tensor and not by name: whichever object, checkpoint or manager has such a tensor next does
 //! not save it. A tensor that does not tell which one it is, and whose handle a collection may make anew, is known by its

@@ -164,6 +164,9 @@ char *tcp_unscale(at::Tensor *const *params, size_t n, double inverse, bool *fin
       if (!grad.defined())
         continue;
       require(!grad.is_complex(), "a gradient is complex; train complex variables without a `GradScaler`");
+      require(has_arithmetic(grad.scalar_type()),
+              std::string("the elements of a gradient are ") + c10::toString(grad.scalar_type()) +
+                  "; only `Half`, `BFloat16`, `Float` and `Double` can be unscaled");
       if (grad.is_sparse() && !grad.is_coalesced())
         params[i]->mutable_grad() = grad.coalesce();
       const at::Tensor values = params[i]->grad().is_sparse() ? params[i]->grad()._values() : params[i]->grad();

@@ -81,26 +81,19 @@ bool uses(const tcp_options &o, size_t slot) {
 
 bool is_step(const tcp_options &options, size_t slot) { return options.algorithm != SGD && slot == STEP; }
 
-// Returns whether libtorch has arithmetic for elements of this type. It has none for the floating-point types of 8 and fewer
-// bits, although they may require a gradient.
-bool is_steppable(at::ScalarType type) {
-  return type == at::kHalf || type == at::kBFloat16 || type == at::kFloat || type == at::kDouble ||
-         at::isComplexType(type);
-}
-
 // Throws if the parameter cannot be updated. Called before anything has changed.
 void check(const Update &u) {
   const tcp_options &o = *u.options;
   require(u.param.layout() == at::kStrided && !u.param.is_conj() && !u.param.is_neg(),
           "it is not a plain tensor (sparse, or a conjugate or negative view); train the tensor it was made from");
-  require(is_steppable(u.param.scalar_type()),
+  require(has_arithmetic(u.param.scalar_type()),
           std::string("its elements are ") + c10::toString(u.param.scalar_type()) +
               "; only `Half`, `BFloat16`, `Float`, `Double` and complex numbers can be stepped");
   require(!u.param.is_meta(), "it is on the `meta` device and has no values; move it to a real device first");
   require(at::has_internal_overlap(u.param) != at::MemOverlap::Yes,
           "several of its elements are the same memory; train the tensor it was expanded from");
   require(u.grad.sizes() == u.param.sizes() && u.grad.device() == u.param.device() &&
-              is_steppable(u.grad.scalar_type()) && u.grad.is_complex() == u.param.is_complex(),
+              has_arithmetic(u.grad.scalar_type()) && u.grad.is_complex() == u.param.is_complex(),
           "its gradient has another shape, type or device; call `zero_grad` after changing a variable");
   require(!(u.param.is_inference() && !c10::InferenceMode::is_enabled()),
           "it was created in inference mode, and can only be changed there");

@@ -5,8 +5,8 @@ use super::undone;
 use crate::dtype::{Dtype, TensorSpec};
 use crate::error::BoxError;
 use crate::graph::{
-    Area, Exclusive, Identity, Node, Seen, TensorBytes, TensorGroup, TensorLeaf, TensorPin, TensorTarget, Touched,
-    Trackable, Writing, bytes_as, wait_for,
+    self, Area, Exclusive, Identity, Mark, Node, Seen, TensorBytes, TensorGroup, TensorLeaf, TensorPin, TensorTarget,
+    Touched, Trackable, Writing, bytes_as, wait_for,
 };
 use std::any::Any;
 use std::ffi::c_void;
@@ -68,6 +68,11 @@ pub(super) fn touched<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Touched 
         area.into_iter().for_each(|area| touched.add_area(area));
     }
     touched
+}
+
+/// Marks tensors that are partly overwritten, so that none of them is saved.
+pub(super) fn mark_torn<'a>(tensors: impl Iterator<Item = &'a Tensor>) {
+    graph::mark_torn(tensors.map(|tensor| Mark::new(Arc::new(Leaf::new(tensor)))));
 }
 
 fn dtype(info: &Info) -> Result<Dtype, String> {

@@ -54,6 +54,13 @@ struct Written {
   }
 };
 
+// Returns whether libtorch has arithmetic for elements of this type. It has none for the floating-point types of 8 and fewer
+// bits, although they may require a gradient.
+inline bool has_arithmetic(at::ScalarType type) {
+  return type == at::kHalf || type == at::kBFloat16 || type == at::kFloat || type == at::kDouble ||
+         at::isComplexType(type);
+}
+
 inline bool is_strided_memory(const at::Tensor &t) {
   return t.defined() && t.layout() == at::kStrided && !t.is_nested() && !t.is_quantized() && !t.is_meta() &&
          t.has_storage() && !t.is_conj() && !t.is_neg();

@@ -17,8 +17,8 @@ use tch::Tensor;
 /// kernels, as PyTorch's `get_ema_multi_avg_fn` does. Averages start with the values of the variables when the `Ema` is
 /// created. Variables that are added to the store later, or of [`Variables::trainable`] unfrozen later, are included by
 /// the next update. A variable that is frozen later keeps its average. A restore creates the averages of frozen variables
-/// that the checkpoint has, and removes those that it lacks. Averages of half precision and bfloat16 are kept in
-/// single precision: a step of `1 - decay` is too small for these types.
+/// that the checkpoint has, and removes those that it lacks. Averages of half precision, bfloat16 and floating-point types of
+/// 8 bits are kept in single precision: a step of `1 - decay` is too small for these types.
 ///
 /// Buffers (variables that the store does not list as trainable, such as the statistics of batch normalization) are
 /// copied at every update, unless [`average_buffers`](Ema::average_buffers) is set. Integers are always copied.
@@ -54,6 +54,10 @@ use tch::Tensor;
 ///
 /// A background save may copy the averages while training continues: an update waits for it, as the step of an
 /// optimizer does. A save or restore within [`with_averaged`](Ema::with_averaged) is an error.
+///
+/// If libtorch fails when some averages or variables have changed and others have not, no checkpoint saves them any more,
+/// until a restore or a [rollback](crate::Checkpoint::rollback) overwrites both, or they get new values and
+/// [`Checkpoint::reinitialized`](crate::Checkpoint::reinitialized) is called with each.
 ///
 /// # Target networks
 ///
@@ -139,7 +143,8 @@ impl Ema {
     ///
     /// # Errors
     ///
-    /// [`Error::Object`] for a variable whose shape has changed; no average is changed then.
+    /// [`Error::Object`] for a variable whose shape has changed; no average is changed then. If libtorch fails half-way, the
+    /// averages are not saved any more, as described for [`Ema`].
     pub fn update(&mut self) -> Result<()> {
         let mut state = self.shared.lock();
         let calls = state.progress.calls.saturating_add(1);
@@ -236,7 +241,8 @@ impl Swa {
     ///
     /// # Errors
     ///
-    /// [`Error::Object`] for a variable whose shape has changed; no average is changed then.
+    /// [`Error::Object`] for a variable whose shape has changed; no average is changed then. If libtorch fails half-way, the
+    /// averages are not saved any more, as described for [`Ema`].
     pub fn update(&mut self) -> Result<()> {
         let mut state = self.shared.lock();
         let n = state.progress.updates;
@@ -256,13 +262,17 @@ macro_rules! averages {
                 /// afterwards, bit for bit, even if `evaluate` panics.
                 ///
                 /// The values are exchanged in the variables' own memory, so that every alias sees them. Do not train
-                /// within `evaluate`. A checkpoint that tracks the averages can be neither saved nor restored there;
-                /// one that tracks only the variables saves the averages under the variables' names.
+                /// within `evaluate`, and give variables that it converts to another type their own type back before it
+                /// returns. A checkpoint that tracks the averages can be neither saved there, not even in part
+                /// ([`Checkpoint::get`](crate::Checkpoint::get)), nor restored; one that tracks only the variables saves
+                /// the averages under the variables' names.
                 ///
                 /// # Errors
                 ///
                 /// [`Error::Object`] if libtorch refuses the exchange, for example for lack of memory. `evaluate` was
-                /// not called then, unless restoring the variables' own values has failed.
+                /// not called then, unless restoring the variables' own values has failed: those variables and their
+                /// averages, which have each other's values, are not saved any more (see above). After a panic, this is
+                /// only logged.
                 pub fn with_averaged<R>(&mut self, evaluate: impl FnOnce() -> R) -> Result<R> {
                     let swapped = Swapped::begin(&self.shared)?;
                     let result = evaluate();

@@ -2,8 +2,8 @@
 
 use crate::error::{Error, Result};
 use crate::graph::{Collection, Gate};
-use crate::torch::shim::{self, Averaged};
-use crate::torch::tensor::{examine, touched};
+use crate::torch::shim::{self, Averaged, WriteError};
+use crate::torch::tensor::{examine, mark_torn, touched};
 use crate::torch::undone;
 use crate::torch::variables::{Listed, Variables};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -11,8 +11,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tch::{Kind, Tensor};
 
-/// libtorch's numbers of the types that are too coarse for averages: half precision and bfloat16.
-const COARSE: [i32; 2] = [5, 15];
+/// libtorch's numbers of the types that are too coarse for averages: half precision, bfloat16, and floating-point types of 8
+/// bits.
+const COARSE: [i32; 7] = [5, 15, 23, 24, 25, 26, 44];
 /// libtorch's number of `Float`.
 const FLOAT: i32 = 6;
 
@@ -161,9 +162,7 @@ impl State {
         if !new.is_empty() {
             self.changes.fetch_add(1, Ordering::SeqCst);
         }
-        for entry in &new {
-            shim::copy(&entry.average, &entry.variable).map_err(|reason| Error::object(&entry.name, reason))?;
-        }
+        copy_all(&new, |entry| (&entry.average, &entry.variable))?;
         drop(writing);
         self.entries.extend(new);
         let known = std::mem::replace(&mut self.names, names);
@@ -254,9 +253,10 @@ impl State {
             is_copied: !(entry.is_trainable || self.average_buffers),
         });
         let all: Vec<Averaged<'_>> = all.collect();
-        shim::average(&all, weight).map_err(|(place, reason)| {
-            let entry = place.and_then(|place| self.entries.get(place));
-            Error::object(entry.map_or("averages", |entry| entry.name.as_str()), reason)
+        shim::average(&all, weight).map_err(|failure| {
+            let entry = failure.place.and_then(|place| self.entries.get(place));
+            let tensors = || self.entries.iter().map(|entry| &entry.average);
+            stopped(entry.map_or("averages", |entry| entry.name.as_str()), failure, tensors)
         })
     }
 
@@ -265,10 +265,7 @@ impl State {
         self.ready()?;
         let _writing = self.write(self.entries.iter().map(|entry| &entry.variable));
         self.changes.fetch_add(1, Ordering::SeqCst);
-        let copied = |entry: &Entry| {
-            shim::copy(&entry.variable, &entry.average).map_err(|reason| Error::object(&entry.name, reason))
-        };
-        self.entries.iter().try_for_each(copied)
+        copy_all(&self.entries, |entry| (&entry.variable, &entry.average))
     }
 
     /// Returns the average of a variable.
@@ -279,6 +276,32 @@ impl State {
 
 pub(super) const IS_SWAPPED: &str = "the averages are swapped in: the variables have their values, and they have the variables'; update, \
      save and restore after `with_averaged` has returned";
+
+/// Returns the error of what was to write `tensors`. If it has begun, they are neither as before nor as they were to be:
+/// none of them is saved any more.
+fn stopped<'a, T: Iterator<Item = &'a Tensor>>(name: &str, failure: WriteError, tensors: impl FnOnce() -> T) -> Error {
+    if !failure.begun {
+        return Error::object(name, failure.reason);
+    }
+    mark_torn(tensors());
+    let reason = format!(
+        "{}. Some variables or averages have changed and others have not, and they are not saved as they are: restore a checkpoint \
+         that has both, or give them new values and call `Checkpoint::reinitialized`",
+        failure.reason
+    );
+    Error::object(name, reason)
+}
+
+/// Copies one tensor of each entry into another, given as (to, from).
+fn copy_all(entries: &[Entry], tensors: fn(&Entry) -> (&Tensor, &Tensor)) -> Result<()> {
+    entries.iter().enumerate().try_for_each(|(place, entry)| {
+        let (to, from) = tensors(entry);
+        shim::copy(to, from).map_err(|failure| {
+            let failure = WriteError { begun: failure.begun || place > 0, ..failure };
+            stopped(&entry.name, failure, || entries.iter().map(|entry| tensors(entry).0))
+        })
+    })
+}
 
 /// Returns the average that is the variable of another store, if that store has it.
 fn found(target: Option<Tensor>) -> Result<Tensor, String> {
@@ -332,28 +355,32 @@ impl Entry {
             return Ok(());
         }
         let moved = new_average(&self.variable)?;
-        shim::copy(&moved, &self.average)?;
+        shim::copy(&moved, &self.average).map_err(|failure| failure.reason)?;
         // It stays the same tensor object, so that existing handles follow.
         self.average.f_set_data(&moved).map_err(|e| e.to_string())
     }
 
-    /// Returns the variable's version and the average's, as far as libtorch counts their changes.
-    fn versions(&self) -> [Option<u64>; 2] {
-        [&self.variable, &self.average].map(shim::version)
+    fn both(&self) -> [&Tensor; 2] {
+        [&self.variable, &self.average]
     }
 
-    fn swap(&self) -> Result<Option<Tensor>, String> {
+    /// Returns the variable's version and the average's, as far as libtorch counts their changes.
+    fn versions(&self) -> [Option<u64>; 2] {
+        self.both().map(shim::version)
+    }
+
+    fn swap(&self) -> Result<Option<Tensor>, WriteError> {
         if shim::info(&self.variable)?.scalar_type == shim::info(&self.average)?.scalar_type {
             return shim::exchange(&self.variable, &self.average).map(|()| None);
         }
         // The average would lose precision by passing through the variable.
         let kept = shim::zeros_like(&self.variable)?;
-        shim::copy(&kept, &self.variable)?;
+        shim::copy(&kept, &self.variable).map_err(|failure| failure.reason)?;
         shim::copy(&self.variable, &self.average)?;
         Ok(Some(kept))
     }
 
-    fn swap_back(&self, kept: Option<&Tensor>) -> Result<(), String> {
+    fn swap_back(&self, kept: Option<&Tensor>) -> Result<(), WriteError> {
         match kept {
             Some(kept) => shim::copy(&self.variable, kept),
             None => shim::exchange(&self.variable, &self.average),
@@ -391,12 +418,12 @@ impl Swapped {
         state.is_swapped = true;
         let mut swapped = Swapped { shared: shared.clone(), exchanged: Vec::new() };
         let result = {
-            let _writing =
-                state.write(state.entries.iter().flat_map(|entry| [&entry.variable, &entry.average].into_iter()));
+            let _writing = state.write(state.entries.iter().flat_map(Entry::both));
             state.changes.fetch_add(1, Ordering::SeqCst);
             state.entries.iter().try_for_each(|entry| {
                 let before = entry.versions();
-                let kept = entry.swap().map_err(|reason| Error::object(&entry.name, reason))?;
+                let kept =
+                    entry.swap().map_err(|failure| stopped(&entry.name, failure, || entry.both().into_iter()))?;
                 swapped.exchanged.push(Exchanged { kept, before, after: entry.versions() });
                 Ok(())
             })
@@ -417,13 +444,17 @@ impl Swapped {
         {
             let swapped = self.exchanged.len();
             let entries = state.entries.get(..swapped).unwrap_or_default();
-            let _writing = state.write(entries.iter().flat_map(|entry| [&entry.variable, &entry.average].into_iter()));
+            let _writing = state.write(entries.iter().flat_map(Entry::both));
             state.changes.fetch_add(1, Ordering::SeqCst);
             // In reverse order, because variables may share memory.
             for (entry, Exchanged { kept, before, after }) in entries.iter().zip(&self.exchanged).rev() {
                 // Otherwise, the evaluation has changed them.
                 let is_exact = entry.versions() == *after;
-                let undone = entry.swap_back(kept.as_ref()).map_err(|reason| Error::object(&entry.name, reason));
+                let undone = entry.swap_back(kept.as_ref()).map_err(|failure| {
+                    // It is still exchanged, whether this has begun or not.
+                    let failure = WriteError { begun: true, ..failure };
+                    stopped(&entry.name, failure, || entry.both().into_iter())
+                });
                 if is_exact && undone.is_ok() {
                     let objects =
                         [entry.object, shim::object(&entry.average)].into_iter().zip(before).zip(entry.versions());

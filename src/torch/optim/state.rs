@@ -3,10 +3,10 @@
 use super::options::{self, Slot};
 use crate::dtype::{Dtype, TensorSpec};
 use crate::error::{Error, Result};
-use crate::graph::{Exclusive, Gate, Guarded, Mark, TensorLeaf, mark_torn};
+use crate::graph::{Exclusive, Gate, Guarded};
 use crate::name;
 use crate::torch::shim::{self, Algorithm, SLOTS, StepOptions, Stepped, UsedGradient};
-use crate::torch::tensor::{Held, Leaf, can_convert, examine, touched};
+use crate::torch::tensor::{Held, can_convert, examine, mark_torn, touched};
 use crate::torch::variables::{self, Renamed, Table};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -446,9 +446,8 @@ impl State {
                 );
                 let is_stepped =
                     |one: &&Parameter| shim::gradient(&one.tensor).is_ok_and(|gradient| gradient.defined());
-                let leaf = |tensor: &Tensor| Arc::new(Leaf::new(tensor)) as Arc<dyn TensorLeaf>;
                 let stepped = self.parameters.iter().filter(is_stepped);
-                mark_torn(stepped.flat_map(Parameter::written).map(leaf).map(Mark::new));
+                mark_torn(stepped.flat_map(Parameter::written));
                 self.unusable = Some((name.to_string(), reason));
                 return self.usable();
             }

@@ -142,6 +142,9 @@ fn types_without_arithmetic_are_refused_before_anything_changes() {
     let mut sgd = Sgd::default().build(&vs, 0.5).unwrap();
     plain.sum(Kind::Float).backward();
     crate::torch::shim::set_gradient(&small, Some(&small.detach().copy())).unwrap();
+    let refusal = crate::GradScaler::new().unscale(&sgd).unwrap_err().to_string();
+    assert!(refusal.contains("Float8_e4m3fn"), "{refusal}");
+    assert_eq!(plain.grad().double_value(&[0]), 1.0);
     let refusal = sgd.f_step().unwrap_err().to_string();
     assert!(refusal.starts_with("small: ") && refusal.contains("Float8_e4m3fn"), "{refusal}");
     assert_eq!((plain.double_value(&[0]), sgd.steps()), (1.0, 0));

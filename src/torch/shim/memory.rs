@@ -2,8 +2,8 @@
 
 use super::look::info;
 use super::{
-    RawPinned, check, made, tcp_copy, tcp_copy_plain, tcp_exchange, tcp_fill, tcp_on_cpu, tcp_open, tcp_pin,
-    tcp_pinned_version, tcp_read_pinned, tcp_unpin, tcp_written, tcp_zeros, tcp_zeros_like,
+    RawPinned, WriteError, check, made, tcp_copy, tcp_copy_plain, tcp_exchange, tcp_fill, tcp_on_cpu, tcp_open,
+    tcp_pin, tcp_pinned_version, tcp_read_pinned, tcp_unpin, tcp_written, tcp_zeros, tcp_zeros_like,
 };
 use std::ffi::c_void;
 use std::ptr;
@@ -137,13 +137,17 @@ pub(crate) fn zeros_of(scalar_type: i32, tensor: &Tensor) -> Result<Tensor, Stri
 }
 
 /// Copies the elements of a tensor into another one of its shape.
-pub(crate) fn copy(to: &Tensor, from: &Tensor) -> Result<(), String> {
+pub(crate) fn copy(to: &Tensor, from: &Tensor) -> Result<(), WriteError> {
+    let mut begun = false;
     // SAFETY: the tensors live.
-    check(unsafe { tcp_copy(to.as_ptr(), from.as_ptr()) })
+    let message = unsafe { tcp_copy(to.as_ptr(), from.as_ptr(), &raw mut begun) };
+    check(message).map_err(|reason| WriteError { place: None, reason, begun })
 }
 
 /// Exchanges the elements of two tensors of one shape and type.
-pub(crate) fn exchange(one: &Tensor, other: &Tensor) -> Result<(), String> {
+pub(crate) fn exchange(one: &Tensor, other: &Tensor) -> Result<(), WriteError> {
+    let mut begun = false;
     // SAFETY: the tensors live.
-    check(unsafe { tcp_exchange(one.as_ptr(), other.as_ptr()) })
+    let message = unsafe { tcp_exchange(one.as_ptr(), other.as_ptr(), &raw mut begun) };
+    check(message).map_err(|reason| WriteError { place: None, reason, begun })
 }

@@ -145,10 +145,28 @@ unsafe extern "C" {
         copied: *const bool,
         n: usize,
         weight: f64,
+        begun: *mut bool,
         culprit: *mut i64,
     ) -> *mut c_char;
-    fn tcp_copy(to: *const C_tensor, from: *const C_tensor) -> *mut c_char;
-    fn tcp_exchange(one: *const C_tensor, other: *const C_tensor) -> *mut c_char;
+    fn tcp_copy(to: *const C_tensor, from: *const C_tensor, begun: *mut bool) -> *mut c_char;
+    fn tcp_exchange(one: *const C_tensor, other: *const C_tensor, begun: *mut bool) -> *mut c_char;
+}
+
+/// The error of what writes tensors.
+#[derive(Debug)]
+pub(crate) struct WriteError {
+    /// The place of the tensor that it is about.
+    pub place: Option<usize>,
+    pub reason: String,
+    /// Whether elements may have changed by then.
+    pub begun: bool,
+}
+
+/// The error of what precedes the first write.
+impl From<String> for WriteError {
+    fn from(reason: String) -> WriteError {
+        WriteError { place: None, reason, begun: false }
+    }
 }
 
 /// Converts the result of the C++ side.

@@ -1,9 +1,9 @@
 //! Gradients, the steps of optimizers, and averages.
 
 use super::{
-    check, made, pointers, tcp_average, tcp_clip_grad_norm, tcp_clip_grad_value, tcp_forget_used, tcp_free_used,
-    tcp_gradient, tcp_gradient_is_zero, tcp_new_used, tcp_note_gradients, tcp_set_gradient, tcp_step, tcp_unscale,
-    tcp_unused_gradients, tcp_zero_grad,
+    WriteError, check, made, pointers, tcp_average, tcp_clip_grad_norm, tcp_clip_grad_value, tcp_forget_used,
+    tcp_free_used, tcp_gradient, tcp_gradient_is_zero, tcp_new_used, tcp_note_gradients, tcp_set_gradient, tcp_step,
+    tcp_unscale, tcp_unused_gradients, tcp_zero_grad,
 };
 use std::ffi::c_void;
 use std::ptr;
@@ -164,21 +164,12 @@ pub(crate) struct Stepped<'a> {
     pub slots: &'a mut [Option<Tensor>; SLOTS],
 }
 
-/// The error of a step, and the parameter at which it occurred.
-#[derive(Debug)]
-pub(crate) struct StepError {
-    pub place: Option<usize>,
-    pub reason: String,
-    /// Whether elements may have changed by then.
-    pub begun: bool,
-}
-
 /// Performs one optimizer step of all parameters that have a gradient, and creates missing slots. Sets `moved` if a
 /// slot was created, or moved to another device, type or layout.
-pub(crate) fn step(options: &[StepOptions], stepped: &mut [Stepped<'_>], moved: &mut bool) -> Result<(), StepError> {
+pub(crate) fn step(options: &[StepOptions], stepped: &mut [Stepped<'_>], moved: &mut bool) -> Result<(), WriteError> {
     if let Some(place) = stepped.iter().position(|one| one.group >= options.len()) {
         let reason = "its parameter group does not exist".to_string();
-        return Err(StepError { place: Some(place), reason, begun: false });
+        return Err(WriteError { place: Some(place), reason, begun: false });
     }
     let group: Vec<usize> = stepped.iter().map(|one| one.group).collect();
     let params: Vec<_> = stepped.iter().map(|one| one.param.as_ptr()).collect();
@@ -208,7 +199,7 @@ pub(crate) fn step(options: &[StepOptions], stepped: &mut [Stepped<'_>], moved: 
             *slot = Some(unsafe { Tensor::from_ptr(pointer) });
         }
     }
-    check(message).map_err(|reason| StepError { place: usize::try_from(culprit).ok(), reason, begun })
+    check(message).map_err(|reason| WriteError { place: usize::try_from(culprit).ok(), reason, begun })
 }
 
 /// Multiplies all gradients by `inverse`. Returns whether all of them are finite.
@@ -228,16 +219,24 @@ pub(crate) struct Averaged<'a> {
 }
 
 /// Moves every average towards its tensor by `weight` of their difference. A `weight` of 1 copies the tensor; averages
-/// of types other than floating-point and complex numbers are always copies. Shapes are compared before anything is
-/// written. An error has the place that it is about.
-pub(crate) fn average(all: &[Averaged<'_>], weight: f64) -> Result<(), (Option<usize>, String)> {
+/// of types other than floating-point and complex numbers are always copies. Shapes and types are examined before anything is
+/// written.
+pub(crate) fn average(all: &[Averaged<'_>], weight: f64) -> Result<(), WriteError> {
     let averages: Vec<_> = all.iter().map(|one| one.average.as_ptr()).collect();
     let tensors: Vec<_> = all.iter().map(|one| one.tensor.as_ptr()).collect();
     let copied: Vec<bool> = all.iter().map(|one| one.is_copied).collect();
-    let mut culprit = -1;
+    let (mut begun, mut culprit) = (false, -1);
     // SAFETY: all tensors live; the three lists have this length.
     let message = unsafe {
-        tcp_average(averages.as_ptr(), tensors.as_ptr(), copied.as_ptr(), all.len(), weight, &raw mut culprit)
+        tcp_average(
+            averages.as_ptr(),
+            tensors.as_ptr(),
+            copied.as_ptr(),
+            all.len(),
+            weight,
+            &raw mut begun,
+            &raw mut culprit,
+        )
     };
-    check(message).map_err(|reason| (usize::try_from(culprit).ok(), reason))
+    check(message).map_err(|reason| WriteError { place: usize::try_from(culprit).ok(), reason, begun })
 }
