@@ -7,12 +7,14 @@ mod common;
 use bits::bits;
 use common::{python, turn};
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tch::nn::{self, Module, ModuleT, RNN, VarStore};
 use tch::{Device, Kind, Tensor};
 use tch_checkpoint::format::{AssetEntry, Digest};
 use tch_checkpoint::{
-    Checkpoint, CheckpointReader, Counter, Error, Location, SavedModel, SignatureDef, Variables, optim,
+    BoxError, Checkpoint, CheckpointReader, Child, Collection, Counter, Error, Gate, Guarded, Location, Node,
+    SavedModel, SignatureDef, ValueApply, ValueLeaf, Variables, optim,
 };
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -445,6 +447,55 @@ fn training_goes_on_where_it_was() -> Outcome {
     assert!(matches!(back.restore_weights(&other), Err(Error::Mismatch { .. })));
     assert!(matches!(SavedModel::load(&other, Device::Cpu), Err(Error::NotFound { .. })));
     assert_eq!(all_bits(back.var_store()), before);
+    Ok(())
+}
+
+/// What a gated writer changes: here, the number of its steps.
+#[derive(Clone, Default)]
+struct Steps(Arc<AtomicU64>);
+
+impl Collection for Steps {
+    fn children(&self) -> Result<Vec<Child>, BoxError> {
+        Ok(vec![Child::new("steps", Node::value(self.clone()))])
+    }
+
+    fn guarded(&self) -> Option<Guarded> {
+        Some(Guarded::new(Gate::default(), []))
+    }
+}
+
+impl ValueLeaf for Steps {
+    fn save(&self) -> Result<serde_json::Value, BoxError> {
+        Ok(self.0.load(Ordering::SeqCst).into())
+    }
+
+    fn load(&self, _: &serde_json::Value) -> Result<ValueApply, BoxError> {
+        Err("read only".into())
+    }
+}
+
+#[test]
+fn a_step_that_ends_while_a_model_is_traced_makes_the_export_fail() -> Outcome {
+    let _turn = turn();
+    let dir = tempfile::tempdir()?;
+    let vs = VarStore::new(Device::Cpu);
+    let layer = nn::linear(vs.root() / "layer", 3, 2, Default::default());
+    let steps = Steps::default();
+    let mut checkpoint = Checkpoint::new().track("model", &vs)?.track("optimizer", Node::collection(steps.clone()))?;
+    for ends in [true, false] {
+        let path = dir.path().join(ends.to_string());
+        // As if on another thread: the outputs of the examples may be those before it.
+        let forward = |x: &[Tensor]| {
+            steps.0.fetch_add(u64::from(ends), Ordering::SeqCst);
+            vec![layer.forward(&x[0])]
+        };
+        let forward = SignatureDef::new("forward", forward).example([batch(2, 3)]).example([batch(5, 3)]);
+        match SavedModel::export(&path, &vs).checkpoint(&mut checkpoint).signature(forward).write() {
+            Err(Error::Object { name, .. }) => assert!(ends && name == "optimizer/steps", "{name}"),
+            written => assert!(!ends && written.is_ok()),
+        }
+        assert_eq!(path.exists(), !ends);
+    }
     Ok(())
 }
 
