@@ -757,6 +757,35 @@ fn many_checkpoints_of_many_components_are_listed_with_few_open_files() {
 }
 
 #[test]
+fn many_checkpoints_of_many_components_are_open_with_few_open_files() {
+    const TEST: &str = "many_checkpoints_of_many_components_are_open_with_few_open_files";
+    if let Some(dir) = std::env::var_os(CHILD) {
+        let open = || CheckpointReader::open(Path::new(&dir)).unwrap();
+        let readers: Vec<CheckpointReader> = (0..5).map(|_| open()).collect();
+        let read = |reader: &CheckpointReader| {
+            (0..256).all(|i| reader.tensor(&format!("part{i}")).unwrap() == *Memory::seeded(4, i).bytes())
+        };
+        assert!(readers.iter().all(read));
+        drop(readers);
+        // Those that were closed count no more: these files are held, and readable after the removal.
+        let reader = open();
+        fs::remove_dir_all(&dir).unwrap();
+        assert!(read(&reader));
+        println!("all read");
+        return;
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let path = temp.path().join("many");
+    let parts: Vec<Memory> = (0..256).map(|i| Memory::seeded(4, i)).collect();
+    let mut checkpoint = Checkpoint::new();
+    for (i, part) in parts.iter().enumerate() {
+        checkpoint.track_mut(&format!("part{i}"), part).unwrap();
+    }
+    checkpoint.write(&path).unwrap();
+    assert!(again(TEST, &path, "ulimit -n 640; CHILD").unwrap().contains("all read"));
+}
+
+#[test]
 fn what_is_mounted_in_a_checkpoint_is_not_emptied_when_that_is_removed() {
     const TEST: &str = "what_is_mounted_in_a_checkpoint_is_not_emptied_when_that_is_removed";
     if let Some(dir) = std::env::var_os(CHILD) {

@@ -1,5 +1,6 @@
-//! An open checkpoint: a directory that is held open, and its files, of which the first [`HELD`] are held open too.
-//! These stay readable until they are dropped, even if the checkpoint is pruned.
+//! An open checkpoint: a directory that is held open, and its files, of which the first [`HELD`] are held open too, as long
+//! as the process holds fewer than [`HELD_IN_ALL`]. These stay readable until they are dropped, even if the checkpoint is
+//! pruned.
 
 mod attributes;
 mod tensor_source;
@@ -24,6 +25,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Bytes read at a time: few enough to be digested before they leave the core's cache.
 pub(crate) const CHUNK: usize = 512 << 10;
@@ -34,6 +36,10 @@ const ATTEMPTS: usize = 10;
 /// The number of files of a checkpoint that are opened with it and held open. The others are opened for each read and
 /// must not have changed.
 const HELD: usize = 256;
+
+/// The number of files that the process holds open for all checkpoints, so that many can be open at a time: systems often
+/// allow 1,024 open files to a process.
+const HELD_IN_ALL: usize = 512;
 
 /// A checkpoint that is open for reading.
 pub struct Source {
@@ -49,7 +55,31 @@ pub struct Source {
 
 struct SourceFile {
     id: FileId,
-    held: Option<Box<dyn ReadFile>>,
+    held: Option<Held>,
+}
+
+/// A file that is held open.
+struct Held {
+    file: Box<dyn ReadFile>,
+    _place: Place,
+}
+
+/// One of the [`HELD_IN_ALL`] places of the process.
+struct Place;
+
+static TAKEN: AtomicUsize = AtomicUsize::new(0);
+
+impl Place {
+    fn take() -> Option<Place> {
+        let more = |taken| (taken < HELD_IN_ALL).then_some(taken + 1);
+        TAKEN.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok().map(|_| Place)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        TAKEN.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl std::fmt::Debug for Source {
@@ -131,8 +161,9 @@ impl Source {
         let components = manifest.files.iter().map(|(name, entry)| (name, entry.bytes));
         for (name, bytes) in components.chain(manifest.assets.iter().map(|(name, entry)| (name, entry.bytes))) {
             match open_whole(&*dir, name, &path.join(name), bytes, files.len() < HELD) {
-                Ok(SourceFile { id, held }) => {
-                    drop(files.insert(name.clone(), SourceFile { id, held: held.filter(|_| holds) }));
+                Ok((id, file)) => {
+                    let held = file.filter(|_| holds).and_then(|file| Some(Held { file, _place: Place::take()? }));
+                    files.insert(name.clone(), SourceFile { id, held });
                 }
                 Err(problem) => {
                     any_missing |= matches!(dir.stat_of(name.as_ref()), Ok(None));
@@ -181,7 +212,7 @@ impl Source {
         };
         let again;
         let open = match &known.held {
-            Some(open) => &**open,
+            Some(held) => &*held.file,
             None => {
                 again = self.open_again(file, known, &path)?;
                 &*again
@@ -392,24 +423,30 @@ fn read_content(dir: &dyn OpenDir, path: &Location) -> Result<Content> {
 
 /// Opens a file of a checkpoint, which must have the length it was written with. Only checks it if it is not to be held
 /// open.
-fn open_whole(dir: &dyn OpenDir, name: &str, path: &Location, bytes: u64, hold: bool) -> Result<SourceFile> {
+fn open_whole(
+    dir: &dyn OpenDir,
+    name: &str,
+    path: &Location,
+    bytes: u64,
+    hold: bool,
+) -> Result<(FileId, Option<Box<dyn ReadFile>>)> {
     let missing = || Error::damaged(path, "the file is missing");
     let open = || if hold { dir.open(name.as_ref()).map(Some) } else { Ok(None) };
     let opened = open().or_else(|e| if is_unreadable_data(&e) { open() } else { Err(e) });
-    let held = match opened {
+    let file = match opened {
         Err(e) if is_unreadable_data(&e) => {
             return Err(Error::damaged(path, format!("the device cannot read it: {e}")));
         }
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(missing()),
         result => result.map_err(|e| open_failed(path, e))?,
     };
-    let stat = match &held {
+    let stat = match &file {
         Some(file) => file.stat().map(Some),
         None => dir.stat_of(name.as_ref()),
     };
     let stat = stat.map_err(|e| Error::io("read", path, e))?.ok_or_else(missing)?;
     match stat.kind {
-        Kind::File if stat.length == bytes => Ok(SourceFile { id: stat.id, held }),
+        Kind::File if stat.length == bytes => Ok((stat.id, file)),
         Kind::File => Err(Error::damaged(path, format!("it has {} bytes, {bytes} were written", stat.length))),
         Kind::Link => Err(open_failed(path, rustix::io::Errno::LOOP.into())),
         _ => Err(Error::damaged(path, "it is not a regular file")),
