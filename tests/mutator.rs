@@ -463,7 +463,9 @@ fn run(writers: &[Writer], saves: u64, limit: Duration, seed: u64, others: Other
             match &result {
                 Ok(()) if is_state(&path, &state) => counts.right += 1,
                 // Where a gradient is zero, or too small for the parameter, it changes nothing.
-                Ok(()) if writer == TchSgd && changes_a_part(&state, &program.state()) => counts.partial += 1,
+                Ok(()) if writer == TchSgd && !program.sparse && changes_a_part(&state, &program.state()) => {
+                    counts.partial += 1;
+                }
                 Ok(()) => counts.wrong += 1,
                 Err(error) => {
                     counts.failed += 1;
