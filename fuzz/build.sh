@@ -17,7 +17,8 @@ flags=(-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-arg
 export CARGO_PROFILE_RELEASE_DEBUG=0 RUSTFLAGS="${flags[*]}"
 build() { cargo +nightly build --release --target "$triple" "$@"; }
 # libFuzzer without its own memcmp and the like, which look for those of a shared libc.
-target=$(cd "${CARGO_TARGET_DIR:-target}" 2>/dev/null && pwd || echo "$PWD/target")
+mkdir -p "${CARGO_TARGET_DIR:-target}"
+target=$(cd "${CARGO_TARGET_DIR:-target}" && pwd)
 library=$target/libfuzzer.a
 if [[ ! -e $library ]]; then
     build --package libfuzzer-sys
