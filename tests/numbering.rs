@@ -827,6 +827,34 @@ fn restoring_a_superseded_checkpoint_decides_for_the_run_that_went_back_from_it(
     Ok(())
 }
 
+/// The checkpoint that both come from is gone: only the names of the runs connect them.
+#[test]
+fn restoring_a_superseded_checkpoint_decides_without_the_one_that_the_run_went_back_to() -> Outcome {
+    let (dir, other) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    let run = Run::new();
+    let open = || run.builder(dir.path()).max_to_keep(4).open();
+    let mut manager = open()?;
+    run.save(&mut manager, &[1, 2])?;
+    manager.close()?;
+    let mut manager = open()?;
+    manager.restore(dir.path().join("ckpt-1"))?;
+    run.save(&mut manager, &[3, 4])?;
+    manager.close()?;
+    fs::remove_dir_all(dir.path().join("ckpt-1"))?;
+    copy_dir(&foreign(other.path()), &dir.path().join("ckpt-300"));
+    fs::remove_file(dir.path().join("checkpoint.json"))?;
+    let mut manager = open()?;
+    assert!(matches!(manager.restore_or_initialize(), Err(Error::Undecided { .. })));
+    manager.restore(dir.path().join(in_dir(dir.path(), "superseded-ckpt-2-").remove(0)))?;
+    assert_eq!(run.step.get(), 2);
+    run.save(&mut manager, &[3])?;
+    assert_eq!(in_dir(dir.path(), "ckpt-"), ["ckpt-3", "ckpt-300"]);
+    assert_eq!(in_dir(dir.path(), "superseded-").len(), 3);
+    manager.close()?;
+    assert_eq!(latest_checkpoint(dir.path())?, Some(dir.path().join("ckpt-3").into()));
+    Ok(())
+}
+
 /// All that have a number were removed by hand, and one of another run was copied in: it counts, until it turns out
 /// that it does not belong to what was superseded.
 #[test]

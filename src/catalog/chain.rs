@@ -87,13 +87,6 @@ pub(super) fn trees(links: &[Link]) -> Vec<usize> {
     trees
 }
 
-/// Returns all of `links` that are in one tree with the checkpoint `id`.
-pub(super) fn tree_of(links: &[Link], id: &Follows) -> HashSet<Follows> {
-    let trees = trees(links);
-    let Some(at) = links.iter().position(|link| link.id == *id) else { return HashSet::new() };
-    links.iter().zip(&trees).filter(|(_, tree)| **tree == trees[at]).map(|(link, _)| link.id.clone()).collect()
-}
-
 /// Finds checkpoints by identity, in constant time.
 struct Earlier<'a> {
     sorted: &'a [&'a Link],

@@ -405,16 +405,23 @@ impl Catalog {
     }
 }
 
-/// Returns all that are in one tree with the checkpoint `id`, whether or not they left the numbering.
-pub(crate) fn tree_of<'a>(all: impl Iterator<Item = &'a Found>, id: &Follows) -> HashSet<Follows> {
-    let links: Vec<Link> = all.map(Found::link).collect();
-    chain::tree_of(&links, id)
-}
-
 /// Returns the number of the tree of each of these. Those of one tree have the same number.
 pub(crate) fn trees<'a>(all: impl Iterator<Item = &'a Found>) -> Vec<usize> {
     let links: Vec<Link> = all.map(Found::link).collect();
     chain::trees(&links)
+}
+
+/// Returns all that come from where the checkpoint `id` comes from, whether or not they left the numbering: those of its
+/// tree, and those of trees that name one of the runs that its tree names, because what both come from may be gone.
+pub(crate) fn related_to(all: &[&Found], id: &Follows) -> HashSet<Follows> {
+    let trees = trees(all.iter().copied());
+    let with_trees = || all.iter().zip(&trees);
+    let tree = with_trees().find(|(found, _)| found.id() == *id).map(|(_, tree)| tree);
+    let of_it = with_trees().filter(|(_, other)| Some(*other) == tree);
+    let runs: HashSet<&str> = of_it.flat_map(|(found, _)| found.runs()).chain([id.run.as_str()]).collect();
+    let names_one = |found: &Found| found.runs().any(|run| runs.contains(run));
+    let related: HashSet<usize> = with_trees().filter(|(found, _)| names_one(found)).map(|(_, tree)| *tree).collect();
+    with_trees().filter(|(_, tree)| related.contains(tree)).map(|(found, _)| found.id()).collect()
 }
 
 /// Returns the chain of `found` to which the checkpoints `ids` belong.

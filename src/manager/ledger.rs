@@ -304,8 +304,7 @@ impl Ledger {
             HashSet::from([id.clone()])
         } else if self.has(id) {
             // One that was superseded belongs to the run of those that come from where it comes from.
-            let superseded = self.superseded.iter().map(|(_, found)| found);
-            crate::catalog::tree_of(self.known.iter().chain(&self.others).chain(superseded), id)
+            self.related_to(id)
         } else {
             return;
         };
@@ -325,20 +324,26 @@ impl Ledger {
         }
     }
 
+    /// Returns those that come from where the checkpoint `id` comes from.
+    pub(super) fn related_to(&self, id: &Follows) -> HashSet<Follows> {
+        let superseded = self.superseded.iter().map(|(_, found)| found);
+        let all: Vec<&Found> = self.known.iter().chain(&self.others).chain(superseded).collect();
+        crate::catalog::related_to(&all, id)
+    }
+
+    /// Returns `true` if a checkpoint is of this directory without doubt: the index lists it, or its predecessor.
+    fn is_listed(&self, found: &Found) -> bool {
+        let is_listed = |id: &Follows| self.listed.contains(id);
+        is_listed(&found.id()) || found.follows.as_ref().is_some_and(is_listed)
+    }
+
     /// Leaves alone what nothing connects with the run of the checkpoints `ids`: it was copied in when none that has a
     /// number was there, and counted because it was alone.
     fn leave_foreign(&mut self, ids: &HashSet<Follows>) {
         let aside = self.superseded.iter().map(|(_, found)| found);
         let all: Vec<&Found> = self.known.iter().chain(aside).collect();
         let trees = crate::catalog::trees(all.iter().copied());
-        let of_run = all.iter().filter(|found| ids.contains(&found.id()));
-        let runs: HashSet<&str> = of_run.flat_map(|found| found.runs()).collect();
-        let is_listed = |id: &Follows| self.listed.contains(id);
-        let is_ours = |found: &Found| {
-            found.runs().any(|run| runs.contains(run))
-                || is_listed(&found.id())
-                || found.follows.as_ref().is_some_and(is_listed)
-        };
+        let is_ours = |found: &Found| ids.contains(&found.id()) || self.is_listed(found);
         let with_trees = || all.iter().zip(&trees);
         let ours: HashSet<usize> = with_trees().filter(|(found, _)| is_ours(found)).map(|(_, tree)| *tree).collect();
         // A permanent one is ours, and alone when its neighbours are gone.
