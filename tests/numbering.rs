@@ -855,6 +855,31 @@ fn restoring_a_superseded_checkpoint_decides_without_the_one_that_the_run_went_b
     Ok(())
 }
 
+#[test]
+fn what_a_restore_decided_stays_decided_when_a_checkpoint_is_removed_by_hand() -> Outcome {
+    let (dir, other) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    let run = Run::new();
+    let open = || run.builder(dir.path()).max_to_keep(3).open();
+    let mut manager = open()?;
+    run.save(&mut manager, &[1, 2, 3])?;
+    manager.close()?;
+    copy_dir(&foreign(other.path()), &dir.path().join("ckpt-300"));
+    fs::remove_file(dir.path().join("checkpoint.json"))?;
+    let mut manager = open()?;
+    manager.restore(dir.path().join("ckpt-2"))?;
+    fs::remove_dir_all(dir.path().join("ckpt-1"))?;
+    assert_eq!(manager.restore_or_initialize()?.restored.unwrap().step(), Some(3));
+    // It also knows what it has removed since.
+    manager.restore(dir.path().join("ckpt-2"))?;
+    let snapshot = manager.checkpoint().snapshot()?;
+    run.save(&mut manager, &[4, 5, 6])?;
+    assert_eq!(names(&manager.checkpoints()), ["ckpt-4", "ckpt-5", "ckpt-6"]);
+    manager.checkpoint_mut().rollback(&snapshot)?;
+    run.save(&mut manager, &[3])?;
+    assert_eq!(in_dir(dir.path(), "ckpt-"), ["ckpt-3", "ckpt-300"]);
+    Ok(())
+}
+
 /// All that have a number were removed by hand, and one of another run was copied in: it counts, until it turns out
 /// that it does not belong to what was superseded.
 #[test]

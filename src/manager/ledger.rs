@@ -239,8 +239,10 @@ impl Ledger {
         for (name, found) in superseded {
             self.take_in_superseded(name, found);
         }
-        let ids: Vec<Follows> = self.known.iter().map(Found::id).collect();
-        ids.into_iter().for_each(|id| self.note(id));
+        // What was restored still decides.
+        if let Some(restored) = self.restored.clone() {
+            self.choose(&restored);
+        }
     }
 
     /// Adds a checkpoint that was saved.
@@ -295,6 +297,8 @@ impl Ledger {
         self.others.clear();
         self.leave(others);
         self.undecided = None;
+        let ids: Vec<Follows> = self.known.iter().map(Found::id).collect();
+        ids.into_iter().for_each(|id| self.note(id));
     }
 
     /// Decides for the run of the checkpoint `id`, which was restored.
