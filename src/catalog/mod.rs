@@ -13,6 +13,7 @@ pub(crate) use marks::{Marks, remove_mark, write_mark};
 pub(crate) use rule::{number_of, numbered};
 pub(crate) use sequences::Sequences;
 
+use self::chain::Decides;
 use self::rule::Whose;
 use crate::error::{Error, Result};
 use crate::figures::SaveFigures;
@@ -348,7 +349,7 @@ impl Catalog {
         let known: HashSet<(&str, u64)> = entries.map(|entry| (entry.run.as_str(), entry.sequence)).collect();
         let is_known = |id: &Follows| known.contains(&(id.run.as_str(), id.sequence));
         let indexed = |link: &Link| is_known(&link.id) || link.follows.as_ref().is_some_and(is_known);
-        chain_by(mine, self.superseded.iter().filter_map(|(_, found)| found.as_ref().ok()), indexed)
+        chain_by(mine, self.superseded.iter().filter_map(|(_, found)| found.as_ref().ok()), &Decides::Index(indexed))
     }
 
     /// Returns all valid ones, the newest last. If there are several names, the one with the highest sequence is the
@@ -430,17 +431,17 @@ pub(crate) fn chain_with<'a>(
     superseded: impl Iterator<Item = &'a Found>,
     ids: &HashSet<Follows>,
 ) -> Result<Chain, (String, String)> {
-    chain_by(found.iter().collect(), superseded, |link| ids.contains(&link.id))
+    chain_by(found.iter().collect(), superseded, &Decides::Chosen(|link: &Link| ids.contains(&link.id)))
 }
 
 fn chain_by<'a>(
     found: Vec<&Found>,
     superseded: impl Iterator<Item = &'a Found>,
-    counts: impl Fn(&Link) -> bool,
+    decides: &Decides<impl Fn(&Link) -> bool>,
 ) -> Result<Chain, (String, String)> {
     let links: Vec<Link> = found.iter().map(|found| found.link()).collect();
     let gone: HashMap<Follows, Option<Follows>> = superseded.map(|found| (found.id(), found.follows.clone())).collect();
-    chain::order(&links, &gone, counts)
+    chain::order(&links, &gone, decides)
 }
 
 /// Examines a checkpoint without reading its tensors.

@@ -495,13 +495,20 @@ impl Ledger {
     }
 
     /// Returns the known checkpoints that are abandoned if the run continues from `head`, or from nothing: all later
-    /// ones.
+    /// ones, unless nothing connects them with `head`.
     pub(super) fn after(&self, head: Option<&Follows>) -> Vec<String> {
         if !self.directory.rules().hold(Rule::Supersede) {
             return Vec::new();
         }
-        let later = head.and_then(|head| self.place(head)).map_or(0, |at| at + 1);
-        self.known[later..].iter().map(|found| found.entry.name.clone()).collect()
+        let later = &self.known[head.and_then(|head| self.place(head)).map_or(0, |at| at + 1)..];
+        // Without the index, a permanent one counts even if it is of another run. It is not of the path that is abandoned.
+        let may_be_foreign = |found: &&Found| found.entry.permanent && !self.is_listed(found);
+        let related =
+            head.filter(|_| later.iter().any(|found| may_be_foreign(&found))).map(|head| self.related_to(head));
+        let is_of_it = |found: &&Found| {
+            !may_be_foreign(found) || related.as_ref().is_none_or(|related| related.contains(&found.id()))
+        };
+        later.iter().filter(is_of_it).map(|found| found.entry.name.clone()).collect()
     }
 
     /// Where a checkpoint stands among the known ones, or that before it if it was superseded.
