@@ -260,7 +260,10 @@ impl Ledger {
     /// Damaged ones count among the damaged.
     fn take_in_superseded(&mut self, name: String, found: Result<Found>) {
         let error = match found {
-            Ok(found) => return self.superseded.push((name, found)),
+            Ok(found) => {
+                self.note(found.id());
+                return self.superseded.push((name, found));
+            }
             Err(error) => error,
         };
         let path = self.path(&name);
