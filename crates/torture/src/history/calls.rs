@@ -40,27 +40,25 @@ impl History {
         let foreign = self.name == 0 && !self.copied.is_empty();
         let foreign_elsewhere = self.name == 1 && !self.copied.is_empty();
         let known = self.indexed[self.name];
-        let expected = self.line().newest();
+        let expected = self.line().newest().map(|made| (made.value, made.order));
         let may_begin = self.line().is_empty() && (fresh || !others && !foreign_elsewhere);
         let started = self.manager()?.restore_or_initialize();
         match (started, expected) {
             // Nothing tells whose the directory is, without the index.
             (Err(Error::Undecided { .. }), _) if foreign && !known => self.close(),
             // What is permanent stands alone: the other one is the only one that continues.
-            (Ok(_), Some(_))
-                if foreign && !known && !self.state.is(expected.unwrap_or(0)) && self.line().is_all_kept() =>
-            {
+            (Ok(_), Some((value, _))) if foreign && !known && !self.state.is(value) && self.line().is_all_kept() => {
                 self.leave()
             }
             (Ok(started), None) if foreign && started.restored.is_some() => self.leave(),
             (Err(_), None) if foreign => self.leave(),
-            (Ok(started), Some(value)) => {
+            (Ok(started), Some((value, order))) => {
                 let restored = started.restored.is_some() && self.state.is(value);
                 if !restored {
                     return Err(format!("restored {}, expected {value}", self.state.get()));
                 }
                 self.diverges = false;
-                self.line().restored(value, true);
+                self.line().restored(order, true);
                 Ok(())
             }
             (Ok(started), None) if started.restored.is_none() && (may_begin || fresh) => {
@@ -132,7 +130,7 @@ impl History {
             return Err(format!("restored {} instead of {}", self.state.get(), made.value));
         }
         self.diverges = made.is_unhealthy;
-        self.line().restored(made.value, false);
+        self.line().restored(made.order, false);
         Ok(true)
     }
 
@@ -216,7 +214,7 @@ impl History {
         let counter = self.manager()?.checkpoint().save_counter() + 1;
         let superseded = self.line().later();
         let number = self.free_number(counter, &superseded)?;
-        let then = self.line().save_new(number, value);
+        let then = self.line().save_new(number);
         let planned = self.planned(None, &BTreeMap::new())?;
         let saved = self.manager()?.save();
         self.judge(saved, Saved { number, value, ..Saved::default() }, then, Some(planned))
@@ -240,7 +238,7 @@ impl History {
         };
         let value = if changes { self.fresh_value + 1 } else { self.state.get() };
         self.tell(format!("the training fails at {step:?}, called at {called:?}, with {value}, changed: {changes}"));
-        let then = self.line().save_new(number, value);
+        let then = self.line().save_new(number);
         let in_the_way = self.is_in_the_way(number, &then);
         let mut manager = self.manager.take().ok_or("no manager")?;
         let failed: Result<(), String> = manager.guard(|manager| {
