@@ -552,7 +552,8 @@ impl Ledger {
     /// Returns `true` if a checkpoint is, or was, one of this directory's run, even if it has been removed since: its
     /// sequence can be compared with those that are there.
     pub(super) fn was_here(&self, id: &Follows) -> bool {
-        self.has(id) || self.was.get(&id.run).is_some_and(|sequences| sequences.contains(&id.sequence))
+        let was = || self.was.get(&id.run).is_some_and(|sequences| sequences.contains(&id.sequence));
+        self.has(id) || self.directory.rules().hold(Rule::GoneBefore) && was()
     }
 
     /// Why a directory without a usable checkpoint is not the same as an empty one.

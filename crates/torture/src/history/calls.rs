@@ -3,7 +3,7 @@
 use super::disk;
 use super::look::Planned;
 use super::state::{NAMES, State};
-use super::{History, Verdict};
+use super::{History, Taken, Verdict};
 use crate::oracle::{Line, Made, Saved, Then};
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,6 +16,7 @@ impl History {
         self.verify()?;
         self.name = usize::from(self.random.one_in(5));
         self.state = State::on(self.state.system.clone());
+        self.snapshot = None;
         self.diverges = false;
         if self.random.one_in(4) {
             self.choose_rules();
@@ -134,6 +135,31 @@ impl History {
         Ok(true)
     }
 
+    /// Takes a snapshot of the state, or restores it. Whatever is there stays, until the next save.
+    pub(super) fn snapshot(&mut self) -> Verdict {
+        let Some(taken) = self.snapshot.take_if(|_| !self.random.one_in(4)) else {
+            self.tell("a snapshot is taken");
+            let snapshot = self.manager()?.checkpoint().snapshot().map_err(|e| format!("no snapshot: {e}"))?;
+            let (value, diverges, head) = (self.state.get(), self.diverges, self.line().head());
+            self.snapshot = Some(Taken { snapshot, value, diverges, head });
+            return Ok(());
+        };
+        self.tell(format!("rollback to the snapshot of {}", taken.value));
+        let done = self.manager()?.checkpoint_mut().rollback(&taken.snapshot);
+        done.map_err(|e| format!("the snapshot is not restored: {e}"))?;
+        if !self.state.is(taken.value) {
+            return Err(format!("rolled back to {} instead of {}", self.state.get(), taken.value));
+        }
+        self.diverges = taken.diverges;
+        self.line().rolled_back(taken.head);
+        self.snapshot = Some(taken);
+        self.check_directory()?;
+        match self.line().last_step.filter(|_| self.random.one_in(3)) {
+            Some(last) => self.save_if_due(last),
+            None => Ok(()),
+        }
+    }
+
     /// Returns the path of a checkpoint, by its name and its value. An unclean one that was saved anew has the same.
     fn find(&self, made: &Made) -> Option<PathBuf> {
         let name = format!("{}-{}", NAMES[self.name], made.number);
@@ -155,9 +181,8 @@ impl History {
     }
 
     pub(super) fn save_if_due(&mut self, step: u64) -> Verdict {
-        let last = self.line().last_step;
-        let due = last.is_some_and(|last| step < last) || step >= last.unwrap_or(0) + self.interval;
-        if due {
+        let interval = self.interval;
+        if self.line().is_due(step, interval) {
             return self.save_at_with(step, true, true);
         }
         self.change();

@@ -102,6 +102,8 @@ pub(super) struct Line {
     /// The one restored or saved last in this process.
     head: Option<u64>,
     pub last_step: Option<u64>,
+    /// A snapshot was restored since the last save or restore.
+    is_rolled_back: bool,
     process: u64,
     /// The one restored last in this process.
     restored: Option<u64>,
@@ -124,6 +126,7 @@ impl Line {
         self.own.retain(|made| made.there);
         self.aside.retain(|made| made.there);
         (self.head, self.last_step, self.restored, self.came_from) = (None, None, None, None);
+        self.is_rolled_back = false;
         self.process += 1;
     }
 
@@ -145,6 +148,20 @@ impl Line {
         self.own.iter().rfind(|made| made.is_taken() && !made.is_damaged)
     }
 
+    /// The one restored or saved last in this process.
+    pub(super) fn head(&self) -> Option<u64> {
+        self.head
+    }
+
+    /// Whether a save at this step is due, if one is every `interval` steps.
+    pub(super) fn is_due(&self, step: u64, interval: u64) -> bool {
+        let Some(last) = self.last_step else { return step >= interval };
+        // What was saved at the last step is of a path that a rollback left, unless it leads to that very one.
+        let is_head = |made: &Made| Some(made.order) == self.head && made.number == step;
+        let is_left = self.is_rolled_back && step == last && !self.own.iter().any(is_head);
+        step < last || is_left || step >= last + interval
+    }
+
     /// What is damaged was noticed, and moved aside, down to the one at `at`.
     fn tried(&mut self, at: usize) {
         let mut place = 0..;
@@ -161,6 +178,20 @@ impl Line {
             self.tried(self.own.iter().position(|made| made.order == order).unwrap_or(0));
         }
         self.last_step = self.own.iter().chain(&self.aside).find(|made| made.order == order).and_then(|made| made.step);
+        self.goes_on_from(order);
+        self.is_rolled_back = false;
+    }
+
+    /// A snapshot was restored that was taken when this one was the head.
+    pub(super) fn rolled_back(&mut self, head: Option<u64>) {
+        self.is_rolled_back = true;
+        match head {
+            Some(order) => self.goes_on_from(order),
+            None => (self.head, self.came_from) = (None, None),
+        }
+    }
+
+    fn goes_on_from(&mut self, order: u64) {
         (self.head, self.restored) = (Some(order), Some(order));
         self.came_from = match self.origins.get(&order) {
             Some((process, came_from)) if *process == self.process => *came_from,
@@ -240,6 +271,7 @@ impl Line {
             let (there, made) = (true, Made::default());
             let made = Made { number, step, value, order, before, came_from, there, time, counted_from, ..made };
             self.own.push(Made { is_unhealthy, is_unclean, ..made });
+            self.is_rolled_back = false;
         }
         if let Some(made) = self.own.last_mut() {
             made.metrics.extend(saved.metrics.clone());
