@@ -17,6 +17,8 @@ pub enum Rule {
     OneEntry,
     /// What is gone does not count; broken: it does.
     Gone,
+    /// A run goes back to a checkpoint that is gone; broken: it then abandons nothing.
+    GoneBefore,
     /// A step that goes back is due; broken: it is not.
     StepBack,
     /// A step that is saved already is compared with the state; broken: it is taken for that.
@@ -47,7 +49,7 @@ pub enum Rule {
 
 impl Rule {
     /// All of them.
-    pub const ALL: [Rule; 20] = [
+    pub const ALL: [Rule; 21] = [
         Rule::Chain,
         Rule::Supersede,
         Rule::KeepSuperseded,
@@ -55,6 +57,7 @@ impl Rule {
         Rule::Names,
         Rule::OneEntry,
         Rule::Gone,
+        Rule::GoneBefore,
         Rule::StepBack,
         Rule::SameStep,
         Rule::LateMetrics,

@@ -8,6 +8,7 @@ use common::run::{Run, names};
 use std::fs;
 use std::path::{Path, PathBuf};
 use tch_checkpoint::format::{Digest, Index, Manifest, Mark, MarkKind};
+use tch_checkpoint::retention::{Best, Goal};
 use tch_checkpoint::{
     Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder, CheckpointReader, Counter, Error,
     checkpoints, latest_checkpoint, list_checkpoints,
@@ -825,6 +826,114 @@ fn restoring_a_superseded_checkpoint_decides_for_the_run_that_went_back_from_it(
     manager.close()?;
     assert_eq!(latest_checkpoint(dir.path())?, Some(dir.path().join("ckpt-4").into()));
     Ok(())
+}
+
+/// The checkpoint that both come from is gone: only the names of the runs connect them.
+#[test]
+fn restoring_a_superseded_checkpoint_decides_without_the_one_that_the_run_went_back_to() -> Outcome {
+    let (dir, other) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    let run = Run::new();
+    let open = || run.builder(dir.path()).max_to_keep(4).open();
+    let mut manager = open()?;
+    run.save(&mut manager, &[1, 2])?;
+    manager.close()?;
+    let mut manager = open()?;
+    manager.restore(dir.path().join("ckpt-1"))?;
+    run.save(&mut manager, &[3, 4])?;
+    manager.close()?;
+    fs::remove_dir_all(dir.path().join("ckpt-1"))?;
+    copy_dir(&foreign(other.path()), &dir.path().join("ckpt-300"));
+    fs::remove_file(dir.path().join("checkpoint.json"))?;
+    let mut manager = open()?;
+    assert!(matches!(manager.restore_or_initialize(), Err(Error::Undecided { .. })));
+    manager.restore(dir.path().join(in_dir(dir.path(), "superseded-ckpt-2-").remove(0)))?;
+    assert_eq!(run.step.get(), 2);
+    run.save(&mut manager, &[3])?;
+    assert_eq!(in_dir(dir.path(), "ckpt-"), ["ckpt-3", "ckpt-300"]);
+    assert_eq!(in_dir(dir.path(), "superseded-").len(), 3);
+    manager.close()?;
+    assert_eq!(latest_checkpoint(dir.path())?, Some(dir.path().join("ckpt-3").into()));
+    Ok(())
+}
+
+#[test]
+fn what_a_restore_decided_stays_decided_when_a_checkpoint_is_removed_by_hand() -> Outcome {
+    let (dir, other) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    let run = Run::new();
+    let open = || run.builder(dir.path()).max_to_keep(3).open();
+    let mut manager = open()?;
+    run.save(&mut manager, &[1, 2, 3])?;
+    manager.close()?;
+    copy_dir(&foreign(other.path()), &dir.path().join("ckpt-300"));
+    fs::remove_file(dir.path().join("checkpoint.json"))?;
+    let mut manager = open()?;
+    manager.restore(dir.path().join("ckpt-2"))?;
+    fs::remove_dir_all(dir.path().join("ckpt-1"))?;
+    assert_eq!(manager.restore_or_initialize()?.restored.unwrap().step(), Some(3));
+    // It also knows what it has removed since.
+    manager.restore(dir.path().join("ckpt-2"))?;
+    let snapshot = manager.checkpoint().snapshot()?;
+    run.save(&mut manager, &[4, 5, 6])?;
+    assert_eq!(names(&manager.checkpoints()), ["ckpt-4", "ckpt-5", "ckpt-6"]);
+    manager.checkpoint_mut().rollback(&snapshot)?;
+    run.save(&mut manager, &[3])?;
+    assert_eq!(in_dir(dir.path(), "ckpt-"), ["ckpt-3", "ckpt-300"]);
+    Ok(())
+}
+
+/// With the index it does not count. Without, it may be the run's own: what is connected with the newest comes first.
+#[test]
+fn a_permanent_checkpoint_of_another_run_neither_wins_nor_costs_the_own_ones() -> Outcome {
+    for has_index in [true, false] {
+        let (dir, other) = (tempfile::tempdir()?, tempfile::tempdir()?);
+        let elsewhere = Run::new();
+        let mut manager = elsewhere.builder(other.path()).keep_every(std::time::Duration::from_nanos(1)).open()?;
+        for step in 1..=30 {
+            elsewhere.set(step);
+            manager.save_with_metrics(step, [("loss", 0.0)])?;
+        }
+        assert!(names(&manager.permanent_checkpoints()).contains(&"ckpt-20".to_string()));
+        let run = Run::new();
+        let best = || Best::new("loss", Goal::Minimize, 1);
+        let open = || run.builder(dir.path()).max_to_keep(3).keep(best()).open();
+        let mut manager = open()?;
+        for (step, loss) in [(1, 0.1), (2, 0.2), (3, 0.3)] {
+            run.set(step);
+            manager.save_with_metrics(step, [("loss", loss)])?;
+        }
+        manager.close()?;
+        let foreign = dir.path().join("ckpt-300");
+        copy_dir(&other.path().join("ckpt-20"), &foreign);
+        if !has_index {
+            fs::remove_file(dir.path().join("checkpoint.json"))?;
+        }
+        damage_last_byte(&dir.path().join("ckpt-3/weights.safetensors"))?;
+        let mut manager = open()?;
+        assert_eq!(manager.restore_or_initialize()?.restored.unwrap().step(), Some(2), "index: {has_index}");
+        manager.restore(dir.path().join("ckpt-1"))?;
+        run.save(&mut manager, &[4])?;
+        assert_eq!(in_dir(dir.path(), "ckpt-"), ["ckpt-1", "ckpt-300", "ckpt-4"], "index: {has_index}");
+        let set_aside: Vec<_> = in_dir(dir.path(), "superseded-").iter().map(|name| name[..17].to_string()).collect();
+        assert_eq!(set_aside, ["superseded-ckpt-2"], "index: {has_index}");
+        if has_index {
+            run.save(&mut manager, &[5, 6, 7])?;
+            assert_eq!(
+                names(&manager.checkpoints()),
+                ["ckpt-1", "ckpt-5", "ckpt-6", "ckpt-7"],
+                "the first is the best"
+            );
+            assert!(manager.permanent_checkpoints().is_empty());
+            assert_eq!(manager.restore_best("loss", Goal::Minimize)?.step(), Some(1));
+        }
+        assert!(foreign.join("manifest.json").exists());
+    }
+    Ok(())
+}
+
+fn damage_last_byte(file: &Path) -> Outcome {
+    let mut bytes = fs::read(file)?;
+    *bytes.last_mut().ok_or("an empty file")? ^= 0x80;
+    Ok(fs::write(file, bytes)?)
 }
 
 /// All that have a number were removed by hand, and one of another run was copied in: it counts, until it turns out

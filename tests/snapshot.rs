@@ -136,6 +136,39 @@ fn going_back_further_than_what_is_kept_abandons_all_that_is_there() -> Outcome 
     Ok(())
 }
 
+/// The same if an earlier process had superseded it.
+#[test]
+fn going_back_to_what_was_superseded_and_is_gone_abandons_all_that_is_there() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let entries = |prefix: &str| -> Result<Vec<String>, std::io::Error> {
+        let names = std::fs::read_dir(dir.path())?.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<String> = names.filter(|name| name.starts_with(prefix)).collect();
+        names.sort();
+        Ok(names)
+    };
+    let run = Run::new(1);
+    let open = || CheckpointManager::builder(run.checkpoint()?, dir.path()).max_to_keep(2).open();
+    let mut manager = open()?;
+    manager.save_at(run.train())?;
+    manager.save_at(run.train())?;
+    manager.restore(dir.path().join("ckpt-1"))?;
+    run.train();
+    manager.save_at(run.train())?;
+    manager.close()?;
+    let mut manager = open()?;
+    manager.restore(dir.path().join(entries("superseded-ckpt-2-")?.remove(0)))?;
+    let good = manager.checkpoint().snapshot()?;
+    for _ in 0..3 {
+        manager.save_at(run.train())?;
+    }
+    assert!(entries("superseded-")?.is_empty());
+    manager.checkpoint_mut().rollback(&good)?;
+    manager.save_at(run.train())?;
+    manager.close()?;
+    assert_eq!(entries("ckpt-")?, ["ckpt-3"]);
+    Ok(())
+}
+
 /// The later checkpoints are of a path that the run does not take, whatever became of the save that was in flight.
 #[test]
 fn a_snapshot_after_a_save_that_failed_follows_the_one_before() -> Outcome {

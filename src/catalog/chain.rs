@@ -5,7 +5,8 @@
 //! 2, and the first of a run) follow one another in the order of their sequences. If two follow the same one, the run
 //! went back: the one that was saved later counts. A checkpoint whose predecessors are all gone is the root of another
 //! tree. Of several trees, the one that the index lists, or whose predecessor it lists, counts; otherwise nothing
-//! decides.
+//! decides. A permanent checkpoint whose neighbours were removed long ago is a tree of its own, which counts as well
+//! unless the index, which would list it, decides.
 
 use crate::format::Follows;
 use chrono::{DateTime, Utc};
@@ -41,15 +42,22 @@ enum Sure {
     Certain,
 }
 
-/// Orders the checkpoints of one name. `gone` has those that left the numbering, and their predecessors; `indexed`
-/// returns whether the index lists a checkpoint.
+/// What decides between several trees.
+pub(super) enum Decides<F> {
+    /// The checkpoints that the index lists, if it lists any: it lists all of this directory.
+    Index(F),
+    /// Some checkpoints of the tree that was chosen.
+    Chosen(F),
+}
+
+/// Orders the checkpoints of one name. `gone` has those that left the numbering, and their predecessors.
 ///
 /// # Errors
 /// The names of two checkpoints if nothing decides which one is newer.
 pub(super) fn order(
     links: &[Link],
     gone: &HashMap<Follows, Option<Follows>>,
-    indexed: impl Fn(&Link) -> bool,
+    decides: &Decides<impl Fn(&Link) -> bool>,
 ) -> Result<Chain, (String, String)> {
     let mut sorted: Vec<&Link> = links.iter().collect();
     sorted.sort_by_key(|link| (link.id.sequence, link.saved_at, &link.id.run, &link.name));
@@ -62,7 +70,7 @@ pub(super) fn order(
     for (at, parent) in parents.iter().enumerate() {
         trees.push(parent.map_or(at, |(parent, _)| trees[parent]));
     }
-    let own = own_trees(&sorted, &trees, indexed)?;
+    let own = own_trees(&sorted, &trees, decides)?;
     let all_own: HashSet<usize> = own.iter().copied().collect();
     let is_own = |at: &usize| all_own.contains(&trees[*at]);
     let newest = own.first().map(|&tree| head(tree, &parents));
@@ -85,13 +93,6 @@ pub(super) fn trees(links: &[Link]) -> Vec<usize> {
         trees[places[at]] = parent.map_or(at, |(parent, _)| trees[places[parent]]);
     }
     trees
-}
-
-/// Returns all of `links` that are in one tree with the checkpoint `id`.
-pub(super) fn tree_of(links: &[Link], id: &Follows) -> HashSet<Follows> {
-    let trees = trees(links);
-    let Some(at) = links.iter().position(|link| link.id == *id) else { return HashSet::new() };
-    links.iter().zip(&trees).filter(|(_, tree)| **tree == trees[at]).map(|(link, _)| link.id.clone()).collect()
 }
 
 /// Finds checkpoints by identity, in constant time.
@@ -176,17 +177,18 @@ fn parent(
 fn own_trees(
     sorted: &[&Link],
     trees: &[usize],
-    indexed: impl Fn(&Link) -> bool,
+    by: &Decides<impl Fn(&Link) -> bool>,
 ) -> Result<Vec<usize>, (String, String)> {
     let roots: Vec<usize> = (0..sorted.len()).filter(|&at| trees[at] == at).collect();
     let mut members: Vec<Vec<usize>> = vec![Vec::new(); sorted.len()];
     trees.iter().enumerate().for_each(|(at, &tree)| members[tree].push(at));
     let members = |tree: usize| members[tree].iter().copied();
     let latest = |tree: &usize| members(*tree).next_back();
-    // A permanent checkpoint is ours. It is alone if its neighbours are gone, and does not compete with other trees.
+    // A permanent checkpoint may be alone because its neighbours are gone, and does not compete with other trees.
     let (kept, rivals): (Vec<usize>, Vec<usize>) =
         roots.iter().partition(|&&tree| members(tree).all(|at| sorted[at].permanent));
-    let known = |tree: &usize| members(*tree).any(|at| indexed(sorted[at]));
+    let (Decides::Index(is_known) | Decides::Chosen(is_known)) = by;
+    let known = |tree: &usize| members(*tree).any(|at| is_known(sorted[at]));
     // If the index lists any, a tree was not saved here unless the index lists a checkpoint of it, or the predecessor
     // of one.
     let decides = roots.iter().any(known);
@@ -203,7 +205,9 @@ fn own_trees(
         return Err((name(first), name(second)));
     }
     own.extend(counts(&kept));
-    own.extend(kept.into_iter().filter(|tree| decides && !known(tree)));
+    if matches!(by, Decides::Chosen(_)) {
+        own.extend(kept.into_iter().filter(|tree| decides && !known(tree)));
+    }
     Ok(own)
 }
 
@@ -301,8 +305,8 @@ mod tests {
         let line: Vec<Link> = (0..count).map(|n| link(0, n, None, n as usize)).collect();
         let started = std::time::Instant::now();
         for links in [through, alone, line] {
-            let _ = order(&links, &gone, |_| false);
-            let _ = order(&links, &gone, |_| true);
+            let _ = order(&links, &gone, &Decides::Index(|_: &Link| false));
+            let _ = order(&links, &gone, &Decides::Index(|_: &Link| true));
         }
         assert!(started.elapsed() < std::time::Duration::from_secs(10), "{:?}", started.elapsed());
     }

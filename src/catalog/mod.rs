@@ -13,6 +13,7 @@ pub(crate) use marks::{Marks, remove_mark, write_mark};
 pub(crate) use rule::{number_of, numbered};
 pub(crate) use sequences::Sequences;
 
+use self::chain::Decides;
 use self::rule::Whose;
 use crate::error::{Error, Result};
 use crate::figures::SaveFigures;
@@ -348,7 +349,7 @@ impl Catalog {
         let known: HashSet<(&str, u64)> = entries.map(|entry| (entry.run.as_str(), entry.sequence)).collect();
         let is_known = |id: &Follows| known.contains(&(id.run.as_str(), id.sequence));
         let indexed = |link: &Link| is_known(&link.id) || link.follows.as_ref().is_some_and(is_known);
-        chain_by(mine, self.superseded.iter().filter_map(|(_, found)| found.as_ref().ok()), indexed)
+        chain_by(mine, self.superseded.iter().filter_map(|(_, found)| found.as_ref().ok()), &Decides::Index(indexed))
     }
 
     /// Returns all valid ones, the newest last. If there are several names, the one with the highest sequence is the
@@ -405,16 +406,23 @@ impl Catalog {
     }
 }
 
-/// Returns all that are in one tree with the checkpoint `id`, whether or not they left the numbering.
-pub(crate) fn tree_of<'a>(all: impl Iterator<Item = &'a Found>, id: &Follows) -> HashSet<Follows> {
-    let links: Vec<Link> = all.map(Found::link).collect();
-    chain::tree_of(&links, id)
-}
-
 /// Returns the number of the tree of each of these. Those of one tree have the same number.
 pub(crate) fn trees<'a>(all: impl Iterator<Item = &'a Found>) -> Vec<usize> {
     let links: Vec<Link> = all.map(Found::link).collect();
     chain::trees(&links)
+}
+
+/// Returns all that come from where the checkpoint `id` comes from, whether or not they left the numbering: those of its
+/// tree, and those of trees that name one of the runs that its tree names, because what both come from may be gone.
+pub(crate) fn related_to(all: &[&Found], id: &Follows) -> HashSet<Follows> {
+    let trees = trees(all.iter().copied());
+    let with_trees = || all.iter().zip(&trees);
+    let tree = with_trees().find(|(found, _)| found.id() == *id).map(|(_, tree)| tree);
+    let of_it = with_trees().filter(|(_, other)| Some(*other) == tree);
+    let runs: HashSet<&str> = of_it.flat_map(|(found, _)| found.runs()).chain([id.run.as_str()]).collect();
+    let names_one = |found: &Found| found.runs().any(|run| runs.contains(run));
+    let related: HashSet<usize> = with_trees().filter(|(found, _)| names_one(found)).map(|(_, tree)| *tree).collect();
+    with_trees().filter(|(_, tree)| related.contains(tree)).map(|(found, _)| found.id()).collect()
 }
 
 /// Returns the chain of `found` to which the checkpoints `ids` belong.
@@ -423,17 +431,17 @@ pub(crate) fn chain_with<'a>(
     superseded: impl Iterator<Item = &'a Found>,
     ids: &HashSet<Follows>,
 ) -> Result<Chain, (String, String)> {
-    chain_by(found.iter().collect(), superseded, |link| ids.contains(&link.id))
+    chain_by(found.iter().collect(), superseded, &Decides::Chosen(|link: &Link| ids.contains(&link.id)))
 }
 
 fn chain_by<'a>(
     found: Vec<&Found>,
     superseded: impl Iterator<Item = &'a Found>,
-    counts: impl Fn(&Link) -> bool,
+    decides: &Decides<impl Fn(&Link) -> bool>,
 ) -> Result<Chain, (String, String)> {
     let links: Vec<Link> = found.iter().map(|found| found.link()).collect();
     let gone: HashMap<Follows, Option<Follows>> = superseded.map(|found| (found.id(), found.follows.clone())).collect();
-    chain::order(&links, &gone, counts)
+    chain::order(&links, &gone, decides)
 }
 
 /// Examines a checkpoint without reading its tensors.

@@ -239,8 +239,10 @@ impl Ledger {
         for (name, found) in superseded {
             self.take_in_superseded(name, found);
         }
-        let ids: Vec<Follows> = self.known.iter().map(Found::id).collect();
-        ids.into_iter().for_each(|id| self.note(id));
+        // What was restored still decides.
+        if let Some(restored) = self.restored.clone() {
+            self.choose(&restored);
+        }
     }
 
     /// Adds a checkpoint that was saved.
@@ -258,7 +260,10 @@ impl Ledger {
     /// Damaged ones count among the damaged.
     fn take_in_superseded(&mut self, name: String, found: Result<Found>) {
         let error = match found {
-            Ok(found) => return self.superseded.push((name, found)),
+            Ok(found) => {
+                self.note(found.id());
+                return self.superseded.push((name, found));
+            }
             Err(error) => error,
         };
         let path = self.path(&name);
@@ -295,6 +300,8 @@ impl Ledger {
         self.others.clear();
         self.leave(others);
         self.undecided = None;
+        let ids: Vec<Follows> = self.known.iter().map(Found::id).collect();
+        ids.into_iter().for_each(|id| self.note(id));
     }
 
     /// Decides for the run of the checkpoint `id`, which was restored.
@@ -304,8 +311,7 @@ impl Ledger {
             HashSet::from([id.clone()])
         } else if self.has(id) {
             // One that was superseded belongs to the run of those that come from where it comes from.
-            let superseded = self.superseded.iter().map(|(_, found)| found);
-            crate::catalog::tree_of(self.known.iter().chain(&self.others).chain(superseded), id)
+            self.related_to(id)
         } else {
             return;
         };
@@ -325,20 +331,26 @@ impl Ledger {
         }
     }
 
+    /// Returns those that come from where the checkpoint `id` comes from.
+    pub(super) fn related_to(&self, id: &Follows) -> HashSet<Follows> {
+        let superseded = self.superseded.iter().map(|(_, found)| found);
+        let all: Vec<&Found> = self.known.iter().chain(&self.others).chain(superseded).collect();
+        crate::catalog::related_to(&all, id)
+    }
+
+    /// Returns `true` if a checkpoint is of this directory without doubt: the index lists it, or its predecessor.
+    fn is_listed(&self, found: &Found) -> bool {
+        let is_listed = |id: &Follows| self.listed.contains(id);
+        is_listed(&found.id()) || found.follows.as_ref().is_some_and(is_listed)
+    }
+
     /// Leaves alone what nothing connects with the run of the checkpoints `ids`: it was copied in when none that has a
     /// number was there, and counted because it was alone.
     fn leave_foreign(&mut self, ids: &HashSet<Follows>) {
         let aside = self.superseded.iter().map(|(_, found)| found);
         let all: Vec<&Found> = self.known.iter().chain(aside).collect();
         let trees = crate::catalog::trees(all.iter().copied());
-        let of_run = all.iter().filter(|found| ids.contains(&found.id()));
-        let runs: HashSet<&str> = of_run.flat_map(|found| found.runs()).collect();
-        let is_listed = |id: &Follows| self.listed.contains(id);
-        let is_ours = |found: &Found| {
-            found.runs().any(|run| runs.contains(run))
-                || is_listed(&found.id())
-                || found.follows.as_ref().is_some_and(is_listed)
-        };
+        let is_ours = |found: &Found| ids.contains(&found.id()) || self.is_listed(found);
         let with_trees = || all.iter().zip(&trees);
         let ours: HashSet<usize> = with_trees().filter(|(found, _)| is_ours(found)).map(|(_, tree)| *tree).collect();
         // A permanent one is ours, and alone when its neighbours are gone.
@@ -486,13 +498,20 @@ impl Ledger {
     }
 
     /// Returns the known checkpoints that are abandoned if the run continues from `head`, or from nothing: all later
-    /// ones.
+    /// ones, unless nothing connects them with `head`.
     pub(super) fn after(&self, head: Option<&Follows>) -> Vec<String> {
         if !self.directory.rules().hold(Rule::Supersede) {
             return Vec::new();
         }
-        let later = head.and_then(|head| self.place(head)).map_or(0, |at| at + 1);
-        self.known[later..].iter().map(|found| found.entry.name.clone()).collect()
+        let later = &self.known[head.and_then(|head| self.place(head)).map_or(0, |at| at + 1)..];
+        // Without the index, a permanent one counts even if it is of another run. It is not of the path that is abandoned.
+        let may_be_foreign = |found: &&Found| found.entry.permanent && !self.is_listed(found);
+        let related =
+            head.filter(|_| later.iter().any(|found| may_be_foreign(&found))).map(|head| self.related_to(head));
+        let is_of_it = |found: &&Found| {
+            !may_be_foreign(found) || related.as_ref().is_none_or(|related| related.contains(&found.id()))
+        };
+        later.iter().filter(is_of_it).map(|found| found.entry.name.clone()).collect()
     }
 
     /// Where a checkpoint stands among the known ones, or that before it if it was superseded.
@@ -533,7 +552,8 @@ impl Ledger {
     /// Returns `true` if a checkpoint is, or was, one of this directory's run, even if it has been removed since: its
     /// sequence can be compared with those that are there.
     pub(super) fn was_here(&self, id: &Follows) -> bool {
-        self.has(id) || self.was.get(&id.run).is_some_and(|sequences| sequences.contains(&id.sequence))
+        let was = || self.was.get(&id.run).is_some_and(|sequences| sequences.contains(&id.sequence));
+        self.has(id) || self.directory.rules().hold(Rule::GoneBefore) && was()
     }
 
     /// Why a directory without a usable checkpoint is not the same as an empty one.

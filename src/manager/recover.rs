@@ -56,7 +56,13 @@ impl CheckpointManager {
         let (healthy, unhealthy): (Vec<Found>, Vec<Found>) = {
             let ledger = self.ledger();
             let takes = |found: &Found| self.why_not_taken(found, options).is_none();
-            ledger.known.iter().rev().cloned().partition(takes)
+            let mut all: Vec<Found> = ledger.known.iter().rev().cloned().collect();
+            // A permanent one that nothing connects with the newest may be of another run.
+            if let Some(newest) = all.first().map(Found::id) {
+                let related = ledger.related_to(&newest);
+                all.sort_by_key(|found| !related.contains(&found.id()));
+            }
+            all.into_iter().partition(takes)
         };
         let without: Vec<Vec<String>> = healthy.iter().map(|found| found.without.clone()).collect();
         let names: Vec<String> = healthy.into_iter().map(|found| found.entry.name).collect();

@@ -3,7 +3,7 @@
 use super::disk;
 use super::look::Planned;
 use super::state::{NAMES, State};
-use super::{History, Verdict};
+use super::{History, Taken, Verdict};
 use crate::oracle::{Line, Made, Saved, Then};
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,6 +16,7 @@ impl History {
         self.verify()?;
         self.name = usize::from(self.random.one_in(5));
         self.state = State::on(self.state.system.clone());
+        self.snapshot = None;
         self.diverges = false;
         if self.random.one_in(4) {
             self.choose_rules();
@@ -40,27 +41,25 @@ impl History {
         let foreign = self.name == 0 && !self.copied.is_empty();
         let foreign_elsewhere = self.name == 1 && !self.copied.is_empty();
         let known = self.indexed[self.name];
-        let expected = self.line().newest();
+        let expected = self.line().newest().map(|made| (made.value, made.order));
         let may_begin = self.line().is_empty() && (fresh || !others && !foreign_elsewhere);
         let started = self.manager()?.restore_or_initialize();
         match (started, expected) {
             // Nothing tells whose the directory is, without the index.
             (Err(Error::Undecided { .. }), _) if foreign && !known => self.close(),
             // What is permanent stands alone: the other one is the only one that continues.
-            (Ok(_), Some(_))
-                if foreign && !known && !self.state.is(expected.unwrap_or(0)) && self.line().is_all_kept() =>
-            {
+            (Ok(_), Some((value, _))) if foreign && !known && !self.state.is(value) && self.line().is_all_kept() => {
                 self.leave()
             }
             (Ok(started), None) if foreign && started.restored.is_some() => self.leave(),
             (Err(_), None) if foreign => self.leave(),
-            (Ok(started), Some(value)) => {
+            (Ok(started), Some((value, order))) => {
                 let restored = started.restored.is_some() && self.state.is(value);
                 if !restored {
                     return Err(format!("restored {}, expected {value}", self.state.get()));
                 }
                 self.diverges = false;
-                self.line().restored(value, true);
+                self.line().restored(order, true);
                 Ok(())
             }
             (Ok(started), None) if started.restored.is_none() && (may_begin || fresh) => {
@@ -132,8 +131,33 @@ impl History {
             return Err(format!("restored {} instead of {}", self.state.get(), made.value));
         }
         self.diverges = made.is_unhealthy;
-        self.line().restored(made.value, false);
+        self.line().restored(made.order, false);
         Ok(true)
+    }
+
+    /// Takes a snapshot of the state, or restores it. Whatever is there stays, until the next save.
+    pub(super) fn snapshot(&mut self) -> Verdict {
+        let Some(taken) = self.snapshot.take_if(|_| !self.random.one_in(4)) else {
+            self.tell("a snapshot is taken");
+            let snapshot = self.manager()?.checkpoint().snapshot().map_err(|e| format!("no snapshot: {e}"))?;
+            let (value, diverges, head) = (self.state.get(), self.diverges, self.line().head());
+            self.snapshot = Some(Taken { snapshot, value, diverges, head });
+            return Ok(());
+        };
+        self.tell(format!("rollback to the snapshot of {}", taken.value));
+        let done = self.manager()?.checkpoint_mut().rollback(&taken.snapshot);
+        done.map_err(|e| format!("the snapshot is not restored: {e}"))?;
+        if !self.state.is(taken.value) {
+            return Err(format!("rolled back to {} instead of {}", self.state.get(), taken.value));
+        }
+        self.diverges = taken.diverges;
+        self.line().rolled_back(taken.head);
+        self.snapshot = Some(taken);
+        self.check_directory()?;
+        match self.line().last_step.filter(|_| self.random.one_in(3)) {
+            Some(last) => self.save_if_due(last),
+            None => Ok(()),
+        }
     }
 
     /// Returns the path of a checkpoint, by its name and its value. An unclean one that was saved anew has the same.
@@ -157,9 +181,8 @@ impl History {
     }
 
     pub(super) fn save_if_due(&mut self, step: u64) -> Verdict {
-        let last = self.line().last_step;
-        let due = last.is_some_and(|last| step < last) || step >= last.unwrap_or(0) + self.interval;
-        if due {
+        let interval = self.interval;
+        if self.line().is_due(step, interval) {
             return self.save_at_with(step, true, true);
         }
         self.change();
@@ -216,7 +239,7 @@ impl History {
         let counter = self.manager()?.checkpoint().save_counter() + 1;
         let superseded = self.line().later();
         let number = self.free_number(counter, &superseded)?;
-        let then = self.line().save_new(number, value);
+        let then = self.line().save_new(number);
         let planned = self.planned(None, &BTreeMap::new())?;
         let saved = self.manager()?.save();
         self.judge(saved, Saved { number, value, ..Saved::default() }, then, Some(planned))
@@ -240,7 +263,7 @@ impl History {
         };
         let value = if changes { self.fresh_value + 1 } else { self.state.get() };
         self.tell(format!("the training fails at {step:?}, called at {called:?}, with {value}, changed: {changes}"));
-        let then = self.line().save_new(number, value);
+        let then = self.line().save_new(number);
         let in_the_way = self.is_in_the_way(number, &then);
         let mut manager = self.manager.take().ok_or("no manager")?;
         let failed: Result<(), String> = manager.guard(|manager| {

@@ -15,9 +15,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use tch_checkpoint::CheckpointManager;
 use tch_checkpoint::internal::{Rule, without_rule};
 use tch_checkpoint::retention::{Best, EveryNSteps, Goal};
+use tch_checkpoint::{CheckpointManager, Snapshot};
 
 /// The result of [`histories`].
 #[derive(Debug, Clone, Default)]
@@ -120,6 +120,8 @@ struct History {
     copied: Vec<String>,
     /// The index knows the manager's checkpoints.
     indexed: [bool; 2],
+    /// The last snapshot of this process.
+    snapshot: Option<Taken>,
     /// A value that no save has seen.
     fresh_value: u64,
     /// A value of the state is not finite.
@@ -127,6 +129,15 @@ struct History {
     /// The number of saves into the directory.
     saves: u64,
     told: Vec<String>,
+}
+
+/// A snapshot of the state, and what holds for it.
+struct Taken {
+    snapshot: Snapshot,
+    value: u64,
+    diverges: bool,
+    /// The head of the line, as its order.
+    head: Option<u64>,
 }
 
 /// An error says what is wrong.
@@ -148,6 +159,7 @@ impl History {
             now: 0,
             copied: Vec::new(),
             indexed: [false; 2],
+            snapshot: None,
             fresh_value: 1,
             diverges: false,
             saves: 0,
@@ -242,7 +254,7 @@ impl History {
     /// Does one step: a call, or a change by others.
     fn deed(&mut self) -> Verdict {
         let last = self.line().last_step.unwrap_or(0);
-        match self.random.below(25) {
+        match self.random.below(28) {
             0..=5 => self.save_at(last + 1 + self.random.clone().below(3) as u64, true),
             6 | 7 => self.save_if_due(last + 1),
             8 => match last.checked_sub(1 + self.random.clone().below(3) as u64) {
@@ -261,6 +273,7 @@ impl History {
             19 => self.pin(),
             20 | 21 => self.evaluate(),
             22 | 23 => self.fail(),
+            24..=26 => self.snapshot(),
             _ => self.close(),
         }
     }

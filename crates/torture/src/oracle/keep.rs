@@ -54,9 +54,9 @@ impl Line {
         let complete = newer.iter().filter(|other| other.is_taken()).count();
         let unhealthy = newer.len() - healthy;
         let is_newest = newer.is_empty() || made.is_healthy() && (healthy == 0 || !made.is_thinned && complete == 0);
-        let went_on = |other: &Made| other.came_from == Some(made.value);
+        let went_on = |other: &Made| other.came_from == Some(made.order);
         let was_restored =
-            self.restored == Some(made.value) || self.own.iter().any(|other| other.there && went_on(other));
+            self.restored == Some(made.order) || self.own.iter().any(|other| other.there && went_on(other));
         let temporary = newer.iter().filter(|other| other.is_healthy() && !other.permanent).count();
         let is_multiple = made.step.is_some_and(|step| rules.multiples > 0 && step % rules.multiples == 0);
         let by_policy = temporary < rules.latest || is_multiple || self.is_among_the_best(at, rules.best);

@@ -13,13 +13,11 @@ pub(super) struct Made {
     pub step: Option<u64>,
     /// Its value, which is unique.
     pub value: u64,
-    /// Its place among all saves into the directory.
+    /// Its place among all saves into the directory. No other one has it, so it stands for this one.
     pub order: u64,
-    /// The value of the one it continues from.
+    /// The one it continues from.
     pub before: Option<u64>,
-    /// The order of that one.
-    pub before_order: Option<u64>,
-    /// The value of an earlier process that its own process had restored.
+    /// The one of an earlier process that its own process had restored.
     pub came_from: Option<u64>,
     pub permanent: bool,
     pub pinned: bool,
@@ -101,20 +99,20 @@ pub(super) struct Line {
     pub own: Vec<Made>,
     /// Those that were superseded.
     pub aside: Vec<Made>,
-    /// The value of the one restored or saved last in this process.
+    /// The one restored or saved last in this process.
     head: Option<u64>,
     pub last_step: Option<u64>,
+    /// A snapshot was restored since the last save or restore.
+    is_rolled_back: bool,
     process: u64,
-    /// The value restored last in this process.
+    /// The one restored last in this process.
     restored: Option<u64>,
-    /// The value of an earlier process that this one goes back to.
+    /// The one of an earlier process that this one goes back to.
     came_from: Option<u64>,
-    /// Which process saved each value, and what that went back to.
+    /// Which process saved each one, and what that went back to.
     origins: BTreeMap<u64, (u64, Option<u64>)>,
     /// A damaged one was moved aside, so that the directory does not count as empty.
     lost: bool,
-    /// The place of every value among all saves, also if the checkpoint is gone.
-    orders: BTreeMap<u64, u64>,
     /// When the process began, in seconds.
     opened: i64,
     /// Something was saved that continues from nothing, beside what was there.
@@ -128,6 +126,7 @@ impl Line {
         self.own.retain(|made| made.there);
         self.aside.retain(|made| made.there);
         (self.head, self.last_step, self.restored, self.came_from) = (None, None, None, None);
+        self.is_rolled_back = false;
         self.process += 1;
     }
 
@@ -141,12 +140,26 @@ impl Line {
     }
 
     fn is_that_of(&self, made: &Made, step: u64) -> bool {
-        Some(made.value) == self.head && made.step == Some(step) && made.number == step
+        Some(made.order) == self.head && made.step == Some(step) && made.number == step
     }
 
-    /// The value of the newest one that a run resumes from.
-    pub(super) fn newest(&self) -> Option<u64> {
-        self.own.iter().rfind(|made| made.is_taken() && !made.is_damaged).map(|made| made.value)
+    /// The newest one that a run resumes from.
+    pub(super) fn newest(&self) -> Option<&Made> {
+        self.own.iter().rfind(|made| made.is_taken() && !made.is_damaged)
+    }
+
+    /// The one restored or saved last in this process.
+    pub(super) fn head(&self) -> Option<u64> {
+        self.head
+    }
+
+    /// Whether a save at this step is due, if one is every `interval` steps.
+    pub(super) fn is_due(&self, step: u64, interval: u64) -> bool {
+        let Some(last) = self.last_step else { return step >= interval };
+        // What was saved at the last step is of a path that a rollback left, unless it leads to that very one.
+        let is_head = |made: &Made| Some(made.order) == self.head && made.number == step;
+        let is_left = self.is_rolled_back && step == last && !self.own.iter().any(is_head);
+        step < last || is_left || step >= last + interval
     }
 
     /// What is damaged was noticed, and moved aside, down to the one at `at`.
@@ -160,17 +173,30 @@ impl Line {
     }
 
     /// This one was restored. What is damaged and newer was moved aside if the newest was asked for.
-    pub(super) fn restored(&mut self, value: u64, newest: bool) {
+    pub(super) fn restored(&mut self, order: u64, newest: bool) {
         if newest {
-            self.tried(self.own.iter().position(|made| made.value == value).unwrap_or(0));
+            self.tried(self.own.iter().position(|made| made.order == order).unwrap_or(0));
         }
-        self.head = Some(value);
-        self.restored = Some(value);
-        self.came_from = match self.origins.get(&value) {
+        self.last_step = self.own.iter().chain(&self.aside).find(|made| made.order == order).and_then(|made| made.step);
+        self.goes_on_from(order);
+        self.is_rolled_back = false;
+    }
+
+    /// A snapshot was restored that was taken when this one was the head.
+    pub(super) fn rolled_back(&mut self, head: Option<u64>) {
+        self.is_rolled_back = true;
+        match head {
+            Some(order) => self.goes_on_from(order),
+            None => (self.head, self.came_from) = (None, None),
+        }
+    }
+
+    fn goes_on_from(&mut self, order: u64) {
+        (self.head, self.restored) = (Some(order), Some(order));
+        self.came_from = match self.origins.get(&order) {
             Some((process, came_from)) if *process == self.process => *came_from,
-            _ => Some(value),
+            _ => Some(order),
         };
-        self.last_step = self.find(value).and_then(|made| made.step);
     }
 
     /// There was nothing that could be restored: what is damaged was moved aside.
@@ -184,28 +210,18 @@ impl Line {
         (self.head, self.last_step) = (None, None);
     }
 
-    fn find(&self, value: u64) -> Option<&Made> {
-        self.own.iter().chain(&self.aside).find(|made| made.value == value)
-    }
-
     /// How many of the own ones stay when the run continues from the head.
     fn staying(&self) -> usize {
-        let Some(mut value) = self.head else { return 0 };
-        let mut order = None;
+        let Some(mut order) = self.head else { return 0 };
         loop {
-            // One that was saved again after it was removed by hand is not the one that others came from.
-            let is_it = |made: &Made| made.value == value && order.is_none_or(|order| made.order == order);
-            if let Some(at) = self.own.iter().position(is_it) {
+            if let Some(at) = self.own.iter().position(|made| made.order == order) {
                 return at + 1;
             }
-            let aside = self.aside.iter().find(|made| is_it(made) && made.there);
-            match aside.and_then(|made| Some((made.before?, made.before_order))) {
-                Some((before, before_order)) => (value, order) = (before, before_order),
+            let aside = self.aside.iter().find(|made| made.order == order && made.there);
+            match aside.and_then(|made| made.before) {
+                Some(before) => order = before,
                 // Where it came from is gone: those that were there before it stay.
-                None => {
-                    let order = order.or(self.orders.get(&value).copied()).unwrap_or(0);
-                    return self.own.iter().rposition(|made| made.order < order).map_or(0, |at| at + 1);
-                }
+                None => return self.own.iter().rposition(|made| made.order < order).map_or(0, |at| at + 1),
             }
         }
     }
@@ -221,17 +237,17 @@ impl Line {
         if last.is_some_and(|made| made.there && made.value == value) && self.last_step == Some(step) {
             return Then::Already;
         }
-        self.save_new(step, value)
+        self.save_new(step)
     }
 
-    pub(super) fn save_new(&self, number: u64, value: u64) -> Then {
+    pub(super) fn save_new(&self, number: u64) -> Then {
         let mut supersedes = self.later();
         supersedes.extend(self.own.iter().filter(|made| made.there && made.number == number).map(|made| made.number));
-        let replaced = self.head.and_then(|head| self.own.iter().find(|made| made.value == head));
-        // One that was removed by hand may be saved again: it continues from where the first continued.
-        let before = match replaced.filter(|made| supersedes.contains(&made.number) || made.value == value) {
+        // One that takes the place of the head continues from where that continued.
+        let is_replaced = |made: &&Made| Some(made.order) == self.head && supersedes.contains(&made.number);
+        let before = match self.own.iter().find(|made| made.there && is_replaced(made)) {
             Some(made) => made.before,
-            None => self.head.filter(|head| *head != value),
+            None => self.head,
         };
         Then::New { supersedes, before }
     }
@@ -245,35 +261,22 @@ impl Line {
             self.own = own;
             self.aside.extend(gone.into_iter().filter(|made: &Made| made.there));
             self.own.retain(|made| made.there);
-            // Nobody has restored the one that takes the place of one of the same value, which was removed by hand.
-            let all = self.own.iter_mut().chain(&mut self.aside).map(|made| &mut made.came_from);
-            all.chain([&mut self.restored, &mut self.came_from]).for_each(|from| {
-                from.take_if(|from| *from == value);
-            });
             self.is_parted |= before.is_none() && !self.is_empty();
-            let before_order = before.and_then(|before| self.orders.get(&before).copied());
-            self.orders.insert(value, order);
             let process = self.process;
             // It names the one that it follows, or else what its process goes back to.
-            let of_another = |value: &u64| self.origins.get(value).is_some_and(|(of, _)| *of != process);
-            let went_back = before.and(self.came_from);
-            // Saved again after it was removed by hand: it follows the one that is gone.
-            let is_again = self.origins.contains_key(&value) && !supersedes.contains(&number);
-            let came_from = match is_again {
-                true => went_back.filter(|_| !of_another(&value)),
-                false => before.filter(of_another).or(went_back),
-            };
-            self.origins.insert(value, (process, came_from));
+            let of_another = |order: &u64| self.origins.get(order).is_some_and(|(of, _)| *of != process);
+            let came_from = before.filter(of_another).or(before.and(self.came_from));
+            self.origins.insert(order, (process, came_from));
             let Saved { is_unhealthy, is_unclean, .. } = *saved;
             let (there, made) = (true, Made::default());
-            let made =
-                Made { number, step, value, order, before, before_order, came_from, there, time, counted_from, ..made };
+            let made = Made { number, step, value, order, before, came_from, there, time, counted_from, ..made };
             self.own.push(Made { is_unhealthy, is_unclean, ..made });
+            self.is_rolled_back = false;
         }
-        if let Some(made) = self.own.iter_mut().find(|made| made.value == value) {
+        if let Some(made) = self.own.last_mut() {
             made.metrics.extend(saved.metrics.clone());
         }
-        self.head = self.own.last().map(|made| made.value);
+        self.head = self.own.last().map(|made| made.order);
         self.last_step = step.or(self.last_step);
     }
 
