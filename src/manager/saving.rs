@@ -3,6 +3,7 @@
 use super::background::{Attempt, Before, InFlight, Order, Taken, WhenBusy};
 use super::commit::{self, Commit};
 use super::failures::{OnSaveError, OnUnhealthy};
+use super::ledger::Ledger;
 use super::links;
 use super::retention::CheckpointInfo;
 use super::save_policy::SaveContext;
@@ -74,11 +75,12 @@ impl CheckpointManager {
     /// requested, the error is returned even with settings under which such a save is skipped or retried
     /// ([`OnUnhealthy::Skip`], [`OnNoSpace::Skip`](crate::OnNoSpace::Skip), [`OnSaveError::Continue`]).
     pub fn save_if_due(&mut self, step: u64) -> Result<Option<Location>> {
-        self.save_if_due_with_metrics::<&str, _>(step, || [])
+        self.call_at(step, None::<fn() -> BTreeMap<String, f64>>)
     }
 
-    /// Like [`save_if_due`](CheckpointManager::save_if_due), with metrics that the checkpoint records. `metrics` is
-    /// called only when it saves, and before anything is captured.
+    /// Like [`save_if_due`](CheckpointManager::save_if_due), with metrics that the checkpoint records. If it does not save,
+    /// and the checkpoint of this step was saved or restored last, they are added to that one, durably. `metrics` is
+    /// called only in these two cases, and before anything is captured.
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -98,15 +100,24 @@ impl CheckpointManager {
     /// ```
     ///
     /// # Errors
-    /// As for [`save_if_due`](CheckpointManager::save_if_due).
+    /// As for [`save_if_due`](CheckpointManager::save_if_due) and [`add_metrics`](CheckpointManager::add_metrics).
     pub fn save_if_due_with_metrics<N: Into<String>, M: IntoIterator<Item = (N, f64)>>(
         &mut self,
         step: u64,
         metrics: impl FnOnce() -> M,
     ) -> Result<Option<Location>> {
+        self.call_at(step, Some(|| metrics().into_iter().map(|(name, value)| (name.into(), value)).collect()))
+    }
+
+    /// A call of `save_if_due`. Without `metrics`, none is added.
+    fn call_at(
+        &mut self,
+        step: u64,
+        metrics: Option<impl FnOnce() -> BTreeMap<String, f64>>,
+    ) -> Result<Option<Location>> {
         let is_last = self.preempted() && !self.saved_for_end;
         let result = if is_last {
-            let metrics = metrics().into_iter().map(|(name, value)| (name.into(), value)).collect();
+            let metrics = metrics.map(|metrics| metrics()).unwrap_or_default();
             self.save_for_end(step, metrics).map(Some)
         } else {
             self.save_number_if_due(step, metrics).or_else(|error| {
@@ -142,10 +153,10 @@ impl CheckpointManager {
         result
     }
 
-    fn save_number_if_due<N: Into<String>, M: IntoIterator<Item = (N, f64)>>(
+    fn save_number_if_due(
         &mut self,
         number: u64,
-        metrics: impl FnOnce() -> M,
+        metrics: Option<impl FnOnce() -> BTreeMap<String, f64>>,
     ) -> Result<Option<Location>> {
         // In a forked child, what is in flight never ends.
         self.directory.check_process()?;
@@ -181,18 +192,34 @@ impl CheckpointManager {
         for policy in &self.save_policies {
             is_due |= policy.is_due(&context);
         }
-        if !is_due {
-            return Ok(None);
-        }
-        if self.waits_for_the_step() {
-            return Ok(None);
-        }
         let skips = self.background.as_ref().is_some_and(|background| background.when_busy == WhenBusy::Skip);
-        if skips && self.in_flight.is_some() {
+        if !is_due || self.waits_for_the_step() || skips && self.in_flight.is_some() {
+            if let Some(metrics) = metrics
+                && let Some(path) = self.head_of(number)
+                && self.directory.rules().hold(Rule::LateMetrics)
+            {
+                self.add_metrics(path, metrics())?;
+            }
             return Ok(None);
         }
-        let metrics = metrics().into_iter().map(|(name, value)| (name.into(), value)).collect();
+        let metrics = metrics.map(|metrics| metrics()).unwrap_or_default();
         self.save_step(SaveClock::start(), number, metrics).map(Some)
+    }
+
+    /// Returns the checkpoint that was saved or restored last, if it is that of `step` and is still there, or is being
+    /// written.
+    fn head_of(&self, step: u64) -> Option<Location> {
+        if self.last_step != Some(step) || self.is_of_another_path(step) {
+            return None;
+        }
+        let name = format!("{}-{step}", self.name);
+        let is_written = self.early.as_ref().is_some_and(|(early, _)| *early == name);
+        let is_there = || {
+            let Ledger { known, seen, .. } = &mut *self.ledger();
+            let head = known.iter().find(|found| found.entry.name == name && self.head == Some(found.id()));
+            head.is_some_and(|head| seen.is_there(&self.directory, head))
+        };
+        (is_written || is_there()).then(|| self.directory.path(&name))
     }
 
     /// Returns `true` if a due save is postponed until gradients are used. This is bounded, because a checkpoint can
