@@ -29,6 +29,8 @@ pub(super) struct Commit {
     is_done: bool,
     pub directory: Directory,
     held: Arc<Held>,
+    /// Marks of the checkpoint that it replaces, whose state is the same.
+    noted: Vec<MarkKind>,
     /// Marks for it that were given before it was durable.
     pub early: EarlyMarks,
     on_saved: OnSaved,
@@ -52,10 +54,17 @@ impl Commit {
             is_done: false,
             directory,
             held,
+            noted: Vec::new(),
             early,
             on_saved: OnSaved::default(),
             began: Instant::now(),
         }
+    }
+
+    /// Marks to write when it is durable.
+    pub(super) fn noted(mut self, noted: Vec<MarkKind>) -> Commit {
+        self.noted = noted;
+        self
     }
 
     /// The functions to call when it is durable.
@@ -195,7 +204,7 @@ impl Commit {
         }
     }
 
-    /// Writes the marks that were given while the checkpoint was written.
+    /// Writes the marks of the checkpoint that it replaces, and those that were given while it was written.
     ///
     /// # Errors
     /// For the first one that cannot be written; the others are written anyway.
@@ -203,7 +212,7 @@ impl Commit {
         // Locked until they are written: a later one of the same name must not be written before.
         let mut early = self.early.lock().unwrap_or_else(PoisonError::into_inner);
         let mut first = Ok(());
-        for kind in early.take().unwrap_or_default() {
+        for kind in self.noted.iter().cloned().chain(early.take().unwrap_or_default()) {
             let Err(error) = write_mark(&self.directory, &self.name, found.id(), kind) else { continue };
             if first.is_err() {
                 log::error!("what was noted about {} while it was written is lost: {error:#}", self.name);

@@ -118,7 +118,7 @@ impl CheckpointManager {
     }
 
     /// Reads the marks of a checkpoint.
-    fn look_at_marks(&self, name: &str) {
+    pub(super) fn look_at_marks(&self, name: &str) {
         let Ok(files) = self.directory.marks(name) else { return };
         let mut ledger = self.ledger();
         let superseded = ledger.superseded.iter().position(|(aside, _)| aside == name);

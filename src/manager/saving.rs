@@ -11,7 +11,7 @@ use super::{CheckpointManager, Next};
 use crate::callback;
 use crate::catalog::{Found, number_of};
 use crate::error::{Error, Result};
-use crate::format::{Follows, Manifest};
+use crate::format::{Follows, Manifest, MarkKind};
 use crate::graph::{Seen, changed_meanwhile};
 use crate::location::Location;
 use crate::rules::Rule;
@@ -282,37 +282,40 @@ impl CheckpointManager {
         self.with_room(next, |manager| manager.try_step(clock.clone(), number, metrics.clone()))
     }
 
-    fn try_step(&mut self, clock: SaveClock, number: u64, metrics: BTreeMap<String, f64>) -> Result<Location> {
+    fn try_step(&mut self, clock: SaveClock, number: u64, mut metrics: BTreeMap<String, f64>) -> Result<Location> {
         let clock = self.settle_timed(clock)?;
         self.look_at_restores();
         self.checkpoint.refuse_torn()?;
         self.look_before_a_run_begins()?;
-        if self.last_step == Some(number)
-            && self.next_metadata.is_empty()
-            && let Some(path) = self.saved_already(number, &metrics)?
-        {
-            return Ok(path);
-        }
         let name = format!("{}-{number}", self.name);
+        let mut noted = Vec::new();
+        if self.last_step == Some(number) && self.is_saved_as(&name)? {
+            if self.next_metadata.is_empty() {
+                let path = self.directory.path(&name);
+                if self.directory.rules().hold(Rule::LateMetrics) {
+                    self.add_metrics(&path, metrics)?;
+                }
+                return Ok(path);
+            }
+            // It is saved again for its metadata. What is known of this state stays known.
+            self.look_at_marks(&name);
+            if let Some(found) = self.ledger().known.last() {
+                metrics = found.entry.metrics.clone().into_iter().chain(metrics).collect();
+                let pins = found.pins.clone().into_iter().map(|(name, note)| MarkKind::Pin { name, note });
+                let notes = found.notes.clone().into_iter().map(|(name, text)| MarkKind::Note { name, text });
+                noted = pins.chain(notes).collect();
+            }
+        }
         let superseded = self.superseded_by(Some(&name))?;
         let counter = self.checkpoint.next_save()?;
-        self.save_next(Next { metrics, superseded, clock, ..Next::new(number, Some(number), counter) })
+        self.save_next(Next { metrics, noted, superseded, clock, ..Next::new(number, Some(number), counter) })
     }
 
-    /// Returns the checkpoint that was saved or restored last, if it is that of `step` and has the current state. Adds
-    /// the metrics to it.
-    fn saved_already(&mut self, step: u64, metrics: &BTreeMap<String, f64>) -> Result<Option<Location>> {
-        let name = format!("{}-{step}", self.name);
-        let Some(manifest) = self.manifest_of_head(&name)? else { return Ok(None) };
+    /// Returns `true` if the checkpoint that was saved or restored last is called `name` and has the current state.
+    fn is_saved_as(&mut self, name: &str) -> Result<bool> {
+        let Some(manifest) = self.manifest_of_head(name)? else { return Ok(false) };
         let (plan, seen) = self.checkpoint.plan(&self.options)?;
-        if !self.has_state(&manifest, &plan, &seen)? && self.directory.rules().hold(Rule::SameStep) {
-            return Ok(None);
-        }
-        let path = self.directory.root().join(name);
-        if self.directory.rules().hold(Rule::LateMetrics) {
-            self.add_metrics(&path, metrics.clone())?;
-        }
-        Ok(Some(path))
+        Ok(self.has_state(&manifest, &plan, &seen)? || !self.directory.rules().hold(Rule::SameStep))
     }
 
     /// Returns the manifest of the checkpoint that was saved or restored last, if it is called `name`, and restarts use
@@ -445,7 +448,7 @@ impl CheckpointManager {
         seen: AllSeen,
         taken: Option<Taken>,
     ) -> Result<Location> {
-        let Next { number, step, counter, metrics, superseded, unclean, without, clock } = next;
+        let Next { number, step, counter, metrics, noted, superseded, unclean, without, clock } = next;
         let name = format!("{}-{number}", self.name);
         let sequence = self.held.next_sequence()?;
         let stamp = self.checkpoint.stamp();
@@ -466,7 +469,7 @@ impl CheckpointManager {
         let is_behind = taken.is_some();
         let request = self.checkpoint.request(plan, unchanged, stamp, &self.options, clock.clone())?;
         let request = request.refuse_unhealthy(self.on_unhealthy != OnUnhealthy::Keep);
-        let commit = Commit::new(self.ledger.clone(), name, superseded).then(self.on_saved.clone());
+        let commit = Commit::new(self.ledger.clone(), name, superseded).noted(noted).then(self.on_saved.clone());
         let mut after = Ok(());
         if let Some(taken) = taken {
             let (last_step, save_counter) = (self.last_step, self.checkpoint.save_counter());
