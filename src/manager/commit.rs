@@ -95,7 +95,11 @@ impl Commit {
         let panicked = |panic: Box<dyn Any + Send>| Err(Error::panicked("remove what is old after a save", &*panic));
         let marked = catch_unwind(AssertUnwindSafe(|| self.write_early_marks(&found))).unwrap_or_else(panicked);
         let pruned = catch_unwind(AssertUnwindSafe(|| self.prune(&found))).or_else(panicked);
-        let called = self.on_saved.call(|| SavedCheckpoint { path, info: CheckpointInfo::from(&found), figures });
+        let called = self.on_saved.call(|| {
+            // With the marks that were added meanwhile.
+            let info = self.ledger().known.iter().find(|known| known.id() == found.id()).map(CheckpointInfo::from);
+            SavedCheckpoint { path, info: info.unwrap_or_else(|| CheckpointInfo::from(&found)), figures }
+        });
         let mut errors = [marked, pruned, called].into_iter().filter_map(Result::err);
         let first = errors.next();
         errors.for_each(|error| log::error!("{error:#}"));
