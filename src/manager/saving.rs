@@ -59,9 +59,10 @@ impl CheckpointManager {
         result
     }
 
-    /// Saves if at least [`save_every`](crate::CheckpointManagerBuilder::save_every) steps have passed since the last save,
-    /// the restored checkpoint, or step 0; and if `step` is lower than that of the last one, because the run went back, or
-    /// is that one after a [`rollback`](crate::Checkpoint::rollback) to before it. Returns the path if it saves.
+    /// Saves if at least [`save_every`](crate::CheckpointManagerBuilder::save_every) steps have passed since the last save
+    /// with a step, the restored checkpoint, or step 0; and if `step` is lower than that of the last one, because the run
+    /// went back, or is that one after a [`rollback`](crate::Checkpoint::rollback) to before it. Returns the path if it
+    /// saves.
     ///
     /// While there are accumulated gradients that no step of a tracked optimizer has used, a save that is due is
     /// postponed to the call after that step. If 100 steps, or 1,000 calls, have all found unused gradients, it saves
@@ -185,6 +186,7 @@ impl CheckpointManager {
             // Also if it has ended meanwhile: the next call finds out how.
             is_saving: self.in_flight.is_some(),
             last_save_at: Some(self.last_save_at),
+            has_saved: self.head.is_some(),
             ..SaveContext::new(number)
         };
         // All are asked, because they may count their calls.
