@@ -139,7 +139,7 @@ impl Commit {
         let rules = self.directory.rules();
         let (mut known, restored, mut seen) = {
             let mut ledger = self.ledger();
-            (ledger.known.clone(), ledger.restored.clone(), std::mem::take(&mut ledger.seen))
+            (ledger.take_copy(), ledger.restored.clone(), std::mem::take(&mut ledger.seen))
         };
         seen.saved(&self.directory, found);
         // A checkpoint that the user removed no longer counts, whatever is in its place.
@@ -187,10 +187,7 @@ impl Commit {
                 }
             }
         }
-        {
-            let mut ledger = self.ledger();
-            ledger.known = in_order(spared, kept);
-        }
+        self.ledger().put_back(in_order(spared, kept));
         let has_links = links::update(&self.ledger, &self.directory);
         // The index is durable before anything is removed, except on a full disk, where that is possible only
         // afterwards.
@@ -300,10 +297,9 @@ impl Commit {
 
     /// Removes the files of components of which a mark says that they are removed.
     fn thin(&self) {
-        let mut known = self.ledger().known.clone();
-        if thinning::finish(&self.directory, &mut known) {
-            self.ledger().known = known;
-        }
+        let mut known = self.ledger().take_copy();
+        thinning::finish(&self.directory, &mut known);
+        self.ledger().put_back(known);
     }
 
     /// Removes superseded checkpoints once `max_to_keep` newer ones that stand in for them are complete. Examines only

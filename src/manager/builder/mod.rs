@@ -359,7 +359,7 @@ impl CheckpointManagerBuilder {
         let held = Arc::new(Held::new(&directory, lock, catalog.sequence()));
         let mut ledger = Ledger::new(directory.clone(), held.clone(), self.name.clone(), retention, opened);
         ledger.take_in(catalog);
-        ledger.links = self.links;
+        ledger.links = Arc::new(Mutex::new(self.links));
         let mut checkpoint = self.checkpoint;
         checkpoint.set_held(held.clone());
         let mut manager = CheckpointManager {
