@@ -11,7 +11,8 @@ use tch_checkpoint::inspect::{self, ProblemKind, Search};
 use tch_checkpoint::retention::{Best, CheckpointInfo, Goal, KeptBy};
 use tch_checkpoint::{
     Background, Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder, CheckpointReader, Dtype,
-    Error, Health, Location, OnUnhealthy, RestoreOptions, SaveOptions, latest_checkpoint, list_checkpoints,
+    Error, Health, Location, OnUnhealthy, RestoreOptions, SaveOptions, StartOutcome, latest_checkpoint,
+    list_checkpoints,
 };
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -130,6 +131,41 @@ fn an_unhealthy_one_is_restored_when_asked_for() -> Outcome {
     assert!(manager.restore_or_initialize()?.restored.is_some());
     assert_eq!(*again.weights.bytes(), *run.weights.bytes());
     assert!(again.builder(dir.path().join("other").as_path()).open()?.restore_or_initialize()?.restored.is_none());
+    Ok(())
+}
+
+/// One is found damaged when the manager opens, and one when it is restored.
+#[test]
+fn what_is_passed_over_is_in_the_order_of_its_numbers() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let mut manager = run.builder(dir.path()).open()?;
+    for step in 1..=5 {
+        run.set(7, if step == 5 { f32::NAN } else { step as f32 });
+        manager.save_at(step)?;
+    }
+    manager.close()?;
+    fs::remove_file(dir.path().join("ckpt-3/weights.safetensors"))?;
+    let path = dir.path().join("ckpt-4/weights.safetensors");
+    let mut bytes = fs::read(&path)?;
+    *bytes.last_mut().ok_or("empty")? ^= 1;
+    fs::write(&path, bytes)?;
+    let mut manager = Run::new().builder(dir.path()).open()?;
+    let started = manager.restore_or_initialize()?;
+    assert_eq!(started.restored.as_ref().and_then(|status| status.step()), Some(2));
+    let passed_over =
+        |started: &StartOutcome| started.passed_over.iter().map(|passed| passed.path.to_string()).collect();
+    let names: Vec<String> = passed_over(&started);
+    assert_eq!(names.len(), 3);
+    assert!(names.iter().zip(["ckpt-5", "ckpt-4", "ckpt-3"]).all(|(path, name)| path.contains(name)), "{names:?}");
+    manager.close()?;
+    // A run that starts anew beside it is told, too.
+    for step in [1, 2] {
+        fs::remove_dir_all(dir.path().join(format!("ckpt-{step}")))?;
+    }
+    let started = Run::new().builder(dir.path()).fresh_start().open()?.restore_or_initialize()?;
+    let names: Vec<String> = passed_over(&started);
+    assert!(started.restored.is_none() && names.len() == 1 && names[0].ends_with("ckpt-5"), "{names:?}");
     Ok(())
 }
 

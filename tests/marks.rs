@@ -80,6 +80,47 @@ fn late_metrics_of_what_is_kept_for_good_count() -> Outcome {
     Ok(())
 }
 
+/// Keeps all. In the thread of a background save it waits once, when it is told to.
+#[derive(Debug, Clone, Default)]
+struct Waits {
+    shall_wait: Arc<AtomicBool>,
+    is_waiting: Arc<AtomicBool>,
+}
+
+impl RetentionPolicy for Waits {
+    fn keep(&self, checkpoints: &[CheckpointInfo], _now: DateTime<Utc>) -> Vec<Option<Reason>> {
+        if std::thread::current().name() == Some("tch-checkpoint") {
+            while self.shall_wait.load(Ordering::SeqCst) {
+                self.is_waiting.store(true, Ordering::SeqCst);
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        checkpoints.iter().map(|_| Some(Reason::new("all stay"))).collect()
+    }
+}
+
+#[test]
+fn a_metric_that_comes_while_a_save_decides_what_goes_is_not_forgotten() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let (run, policy) = (Run::new(), Waits::default());
+    let builder = run.builder(dir.path()).keep(policy.clone()).link_best("loss", Goal::Minimize);
+    let mut manager = builder.background(Background::new()).open()?;
+    for (step, loss) in [(1, 0.5), (2, 0.4), (3, 0.6)] {
+        manager.wait()?;
+        policy.shall_wait.store(step == 3, Ordering::SeqCst);
+        manager.save_with_metrics(step, [("loss", loss)])?;
+    }
+    while !policy.is_waiting.load(Ordering::SeqCst) {
+        std::thread::yield_now();
+    }
+    manager.add_metrics("ckpt-1", [("loss", 0.1)])?;
+    policy.shall_wait.store(false, Ordering::SeqCst);
+    manager.wait()?;
+    assert_eq!(fs::read_link(dir.path().join("best"))?.to_str(), Some("ckpt-1"));
+    assert_eq!(manager.why("ckpt-1")?.checkpoint.metrics["loss"], 0.1);
+    Ok(())
+}
+
 /// Before there were marks, only the index had it.
 #[test]
 fn what_only_the_index_lists_as_permanent_is_not_pruned() -> Outcome {

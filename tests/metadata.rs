@@ -74,6 +74,38 @@ fn it_alone_needs_the_version() -> Outcome {
     Ok(())
 }
 
+#[test]
+fn a_checkpoint_that_is_saved_again_for_it_keeps_what_was_noted_about_its_state() -> Outcome {
+    for background in [false, true] {
+        let dir = tempfile::tempdir()?;
+        let step = Counter::new(1);
+        let builder = CheckpointManager::builder(Checkpoint::new().track("step", &step)?, dir.path()).max_to_keep(1);
+        let mut manager = if background { builder.background(Background::new()).open()? } else { builder.open()? };
+        manager.save_with_metrics(1, [("loss", 0.1), ("bleu", 20.0)])?;
+        manager.wait()?;
+        let directory = CheckpointDirectory::new(dir.path());
+        directory.add_metrics("ckpt-1", [("accuracy", 0.9)])?;
+        directory.pin("ckpt-1", "paper", "table 2")?;
+        directory.annotate("ckpt-1", "by", "the evaluator")?;
+        manager.set_next_metadata("samples", &["never odd or even"])?;
+        manager.save_with_metrics(1, [("bleu", 30.0)])?;
+        manager.wait()?;
+        let found = directory.get("ckpt-1")?;
+        let metrics = [("accuracy", 0.9), ("bleu", 30.0), ("loss", 0.1)].map(|(name, value)| (name.to_string(), value));
+        assert_eq!(found.metrics, metrics.into());
+        assert_eq!((found.pins["paper"].as_str(), found.notes["by"].as_str()), ("table 2", "the evaluator"));
+        assert_eq!(directory.metadata("ckpt-1", "samples")?, Some(vec!["never odd or even".to_string()]));
+        // Another state is not what was noted about.
+        step.set(2);
+        manager.set_next_metadata("samples", &["step on no pets"])?;
+        manager.save_at(1)?;
+        manager.close()?;
+        let found = directory.get("ckpt-1")?;
+        assert!(found.metrics.is_empty() && found.pins.is_empty() && found.notes.is_empty());
+    }
+    Ok(())
+}
+
 /// If a save fails, the next one records its metadata, in the background too.
 #[test]
 fn a_failed_save_does_not_use_it_up() -> Outcome {

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tch_checkpoint::{
-    Background, Checkpoint, CheckpointManager, CheckpointManagerBuilder, Counter, Error, Location, SavedCheckpoint,
-    verify_checkpoint,
+    Background, Checkpoint, CheckpointManager, CheckpointManagerBuilder, Counter, Error, Location, SaveOptions,
+    SavedCheckpoint, verify_checkpoint,
 };
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -125,6 +125,37 @@ fn the_manager_and_restores_are_refused_in_it_instead_of_waiting_for_ever() -> O
     let refusals = refusals.lock().unwrap();
     assert_eq!(refusals.len(), 10);
     assert!(refusals.iter().all(|refusal| refusal.contains("on_saved")), "{refusals:?}");
+    Ok(())
+}
+
+#[test]
+fn it_sees_what_was_added_while_the_checkpoint_was_written() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let go = Arc::new(AtomicBool::new(false));
+    let may_go = go.clone();
+    let options = SaveOptions::new().on_progress(move |_| {
+        while !may_go.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    });
+    let seen: Arc<Mutex<Option<SavedCheckpoint>>> = Arc::default();
+    let noted = seen.clone();
+    let mut manager = builder(dir.path(), true)?
+        .save_options(options)
+        .on_saved(move |saved| -> Result<(), Failure> {
+            *noted.lock().unwrap() = Some(saved.clone());
+            Ok(())
+        })
+        .open()?;
+    let path = manager.save_with_metrics(1, [("loss", 0.5)])?;
+    manager.add_metrics(&path, [("accuracy", 0.9)])?;
+    manager.pin(&path, "paper", "")?;
+    manager.annotate(&path, "by", "the training")?;
+    go.store(true, Ordering::SeqCst);
+    manager.close()?;
+    let info = seen.lock().unwrap().take().ok_or("it was not called")?.info;
+    assert_eq!((info.metrics["loss"], info.metrics["accuracy"]), (0.5, 0.9));
+    assert!(info.pins.contains_key("paper") && info.notes["by"] == "the training");
     Ok(())
 }
 

@@ -18,7 +18,7 @@ use tch_checkpoint::format::Follows;
 use tch_checkpoint::repository::{self, Aside, OpenOptions, Posix, Repository, Storage};
 use tch_checkpoint::{
     Background, Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointReader, CheckpointWatcher, Counter,
-    Dtype, Error, Location, RestoreOptions, SaveOptions, latest_checkpoint, list_checkpoints, verify_checkpoint,
+    Dtype, Error, Goal, Location, RestoreOptions, SaveOptions, latest_checkpoint, list_checkpoints, verify_checkpoint,
 };
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -301,6 +301,28 @@ fn a_wrapper_counts_what_a_save_asks_for() -> Outcome {
     assert_eq!(counting.take().get("remove"), Some(&1));
     manager.restore(run.root.join("ckpt-3"))?;
     assert!(run.is_at(3));
+    Ok(())
+}
+
+/// The save has found another checkpoint to be the best, and its link comes late.
+#[test]
+fn a_link_that_a_save_updates_late_does_not_hide_a_later_metric() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let storage = Counting::new(Arc::new(Posix::default()));
+    let run = Run::new(Arc::new(storage.clone()), dir.path());
+    let builder = CheckpointManager::builder(run.checkpoint()?, &run.root).link_best("loss", Goal::Minimize);
+    let mut manager = builder.background(Background::new()).open()?;
+    manager.save_with_metrics(1, [("loss", 0.5)])?;
+    manager.wait()?;
+    storage.slow_links();
+    storage.take();
+    manager.save_with_metrics(2, [("loss", 0.4)])?;
+    while !storage.take().contains_key("put_link") {
+        std::thread::yield_now();
+    }
+    manager.add_metrics("ckpt-1", [("loss", 0.1)])?;
+    manager.close()?;
+    assert_eq!(std::fs::read_link(dir.path().join("best"))?.to_str(), Some("ckpt-1"));
     Ok(())
 }
 

@@ -78,6 +78,31 @@ fn policies_combine_and_go_on_after_a_restart() -> Outcome {
     Ok(())
 }
 
+#[test]
+fn what_has_no_step_is_not_saved_again_as_the_first() -> Outcome {
+    for background in [false, true] {
+        let dir = tempfile::tempdir()?;
+        let open = || {
+            let builder = builder(dir.path())?.save_when(First).save_every(1000);
+            if background { builder.background(Background::new()).open() } else { builder.open() }
+        };
+        let mut manager = open()?;
+        manager.save()?;
+        assert_eq!(manager.save_if_due(7)?, None, "background: {background}");
+        manager.close()?;
+        let mut manager = open()?;
+        manager.restore_or_initialize()?;
+        assert_eq!(manager.save_if_due(8)?, None, "background: {background}");
+        // Steps are counted from those that are known.
+        assert!(manager.save_if_due(1000)?.is_some());
+        manager.save()?;
+        assert_eq!(manager.save_if_due(1999)?, None);
+        assert!(manager.save_if_due(2000)?.is_some());
+        manager.close()?;
+    }
+    Ok(())
+}
+
 /// Is due at every Nth call, which it counts.
 #[derive(Debug)]
 struct EveryCalls(u64, Arc<AtomicU64>);

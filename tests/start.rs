@@ -210,6 +210,41 @@ fn metrics_come_with_a_save_that_is_due_and_are_not_computed_otherwise() -> Outc
 }
 
 #[test]
+fn metrics_of_a_step_that_is_saved_already_are_added() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    for background in [false, true] {
+        let dir = dir.path().join(background.to_string());
+        let open = || -> Result<CheckpointManager, Error> {
+            let checkpoint = Checkpoint::new().track("weights", Memory::seeded(1 << 20, 1))?;
+            let builder = CheckpointManager::builder(checkpoint, &dir).save_every(2);
+            if background { builder.background(Background::new()).open() } else { builder.open() }
+        };
+        let metrics = |name: &str| CheckpointDirectory::new(&dir).get(name).map(|info| info.metrics);
+        let never = || -> [(&str, f64); 0] { panic!("nothing is computed for nothing") };
+        let mut manager = open()?;
+        assert!(manager.save_if_due(2)?.is_some());
+        // Perhaps while it is written, and again when it is durable.
+        assert_eq!(manager.save_if_due_with_metrics(2, || [("loss", 0.5)])?, None);
+        manager.wait()?;
+        assert_eq!(manager.save_if_due_with_metrics(2, || [("loss", 0.25), ("bleu", 30.0)])?, None);
+        assert_eq!(metrics("ckpt-2")?, [("bleu", 30.0), ("loss", 0.25)].map(|(name, x)| (name.to_string(), x)).into());
+        assert_eq!(manager.save_if_due_with_metrics(3, never)?, None);
+        manager.save_at(4)?;
+        manager.close()?;
+        // What was restored is that step's, too, also if it is not the newest.
+        let mut manager = open()?;
+        manager.restore(dir.join("ckpt-2"))?;
+        assert_eq!(manager.save_if_due_with_metrics(2, || [("loss", 0.125)])?, None);
+        assert_eq!((metrics("ckpt-2")?["loss"], metrics("ckpt-4")?.len()), (0.125, 0));
+        manager.restore_or_initialize()?;
+        // It was removed by hand.
+        std::fs::remove_dir_all(dir.join("ckpt-4"))?;
+        assert_eq!(manager.save_if_due_with_metrics(4, never)?, None);
+    }
+    Ok(())
+}
+
+#[test]
 fn a_step_may_be_the_highest_number_there_is() -> Outcome {
     let dir = tempfile::tempdir()?;
     let (_, mut manager) = run(dir.path(), 9)?;

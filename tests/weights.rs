@@ -109,6 +109,33 @@ fn what_cannot_be_exported_is_an_error_and_leaves_nothing() -> Outcome {
     Ok(())
 }
 
+/// They would have the names of their files in common.
+#[test]
+fn two_exports_need_two_directories() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let model = Model::new();
+    let open = |directories: [&str; 2]| {
+        let [one, other] = directories.map(|name| dir.path().join(name));
+        CheckpointManager::builder(model.checkpoint()?, dir.path().join("run"))
+            .export_weights_when(EverySteps(1), WeightsExport::of(["model"]), one)
+            .export_weights_when(EverySteps(2), WeightsExport::of(["average"]), other)
+            .open()
+    };
+    let refusal = open(["weights", "weights"]).unwrap_err();
+    assert!(matches!(&refusal, Error::InvalidArgument(text) if text.contains("weights")), "{refusal}");
+    assert!(!dir.path().join("run").exists(), "nothing is made");
+    let mut manager = open(["weights", "averages"])?;
+    manager.save_if_due(2)?;
+    for (name, key) in [("weights", "0"), ("averages", "average")] {
+        assert!(interop::open(dir.path().join(name).join("weights-2.safetensors"))?.tensors().contains_key(key));
+    }
+    drop(manager);
+    // By another path.
+    std::os::unix::fs::symlink("weights", dir.path().join("link"))?;
+    assert!(matches!(open(["weights", "link"]), Err(Error::InvalidArgument(_))));
+    Ok(())
+}
+
 #[test]
 fn weights_are_exported_on_a_cadence_of_their_own() -> Outcome {
     let dir = tempfile::tempdir()?;

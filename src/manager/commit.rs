@@ -29,6 +29,8 @@ pub(super) struct Commit {
     is_done: bool,
     pub directory: Directory,
     held: Arc<Held>,
+    /// Marks of the checkpoint that it replaces, whose state is the same.
+    noted: Vec<MarkKind>,
     /// Marks for it that were given before it was durable.
     pub early: EarlyMarks,
     on_saved: OnSaved,
@@ -52,10 +54,17 @@ impl Commit {
             is_done: false,
             directory,
             held,
+            noted: Vec::new(),
             early,
             on_saved: OnSaved::default(),
             began: Instant::now(),
         }
+    }
+
+    /// Marks to write when it is durable.
+    pub(super) fn noted(mut self, noted: Vec<MarkKind>) -> Commit {
+        self.noted = noted;
+        self
     }
 
     /// The functions to call when it is durable.
@@ -86,7 +95,11 @@ impl Commit {
         let panicked = |panic: Box<dyn Any + Send>| Err(Error::panicked("remove what is old after a save", &*panic));
         let marked = catch_unwind(AssertUnwindSafe(|| self.write_early_marks(&found))).unwrap_or_else(panicked);
         let pruned = catch_unwind(AssertUnwindSafe(|| self.prune(&found))).or_else(panicked);
-        let called = self.on_saved.call(|| SavedCheckpoint { path, info: CheckpointInfo::from(&found), figures });
+        let called = self.on_saved.call(|| {
+            // With the marks that were added meanwhile.
+            let info = self.ledger().known.iter().find(|known| known.id() == found.id()).map(CheckpointInfo::from);
+            SavedCheckpoint { path, info: info.unwrap_or_else(|| CheckpointInfo::from(&found)), figures }
+        });
         let mut errors = [marked, pruned, called].into_iter().filter_map(Result::err);
         let first = errors.next();
         errors.for_each(|error| log::error!("{error:#}"));
@@ -126,7 +139,7 @@ impl Commit {
         let rules = self.directory.rules();
         let (mut known, restored, mut seen) = {
             let mut ledger = self.ledger();
-            (ledger.known.clone(), ledger.restored.clone(), std::mem::take(&mut ledger.seen))
+            (ledger.take_copy(), ledger.restored.clone(), std::mem::take(&mut ledger.seen))
         };
         seen.saved(&self.directory, found);
         // A checkpoint that the user removed no longer counts, whatever is in its place.
@@ -174,10 +187,7 @@ impl Commit {
                 }
             }
         }
-        {
-            let mut ledger = self.ledger();
-            ledger.known = in_order(spared, kept);
-        }
+        self.ledger().put_back(in_order(spared, kept));
         let has_links = links::update(&self.ledger, &self.directory);
         // The index is durable before anything is removed, except on a full disk, where that is possible only
         // afterwards.
@@ -195,7 +205,7 @@ impl Commit {
         }
     }
 
-    /// Writes the marks that were given while the checkpoint was written.
+    /// Writes the marks of the checkpoint that it replaces, and those that were given while it was written.
     ///
     /// # Errors
     /// For the first one that cannot be written; the others are written anyway.
@@ -203,7 +213,7 @@ impl Commit {
         // Locked until they are written: a later one of the same name must not be written before.
         let mut early = self.early.lock().unwrap_or_else(PoisonError::into_inner);
         let mut first = Ok(());
-        for kind in early.take().unwrap_or_default() {
+        for kind in self.noted.iter().cloned().chain(early.take().unwrap_or_default()) {
             let Err(error) = write_mark(&self.directory, &self.name, found.id(), kind) else { continue };
             if first.is_err() {
                 log::error!("what was noted about {} while it was written is lost: {error:#}", self.name);
@@ -287,10 +297,9 @@ impl Commit {
 
     /// Removes the files of components of which a mark says that they are removed.
     fn thin(&self) {
-        let mut known = self.ledger().known.clone();
-        if thinning::finish(&self.directory, &mut known) {
-            self.ledger().known = known;
-        }
+        let mut known = self.ledger().take_copy();
+        thinning::finish(&self.directory, &mut known);
+        self.ledger().put_back(known);
     }
 
     /// Removes superseded checkpoints once `max_to_keep` newer ones that stand in for them are complete. Examines only

@@ -204,7 +204,16 @@ impl CheckpointManager {
 impl Next {
     /// Returns a save of a number, without metrics, that supersedes nothing.
     pub(super) fn new(number: u64, step: Option<u64>, counter: u64) -> Next {
-        let (metrics, superseded, without) = (BTreeMap::new(), Vec::new(), Vec::new());
-        Next { number, step, counter, metrics, superseded, unclean: false, without, clock: SaveClock::start() }
+        Next {
+            number,
+            step,
+            counter,
+            metrics: BTreeMap::new(),
+            noted: Vec::new(),
+            superseded: Vec::new(),
+            unclean: false,
+            without: Vec::new(),
+            clock: SaveClock::start(),
+        }
     }
 }

@@ -3,7 +3,7 @@
 use super::retention::{CheckpointInfo, Explanation, Goal, Retention};
 use super::seen::Seen;
 use super::thinning;
-use crate::catalog::{Catalog, Chain, Found, number_of, write_mark};
+use crate::catalog::{Catalog, Chain, Found, Marks, number_of, write_mark};
 use crate::error::{Error, Result};
 use crate::figures::SaveFigures;
 use crate::format::{Follows, IndexEntry, MarkKind};
@@ -12,7 +12,7 @@ use crate::repository::{Aside, Directory, MANIFEST, before_aside};
 use crate::restore::PassedOver;
 use crate::rules::Rule;
 use crate::save::{Held, Memo};
-use crate::sync::Arc;
+use crate::sync::{Arc, Mutex};
 use chrono::{DateTime, Utc};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io::ErrorKind;
@@ -35,6 +35,8 @@ pub(super) struct Ledger {
     pub retention: Retention,
     /// What is there of this run, oldest first; the last is the newest.
     pub known: Vec<Found>,
+    /// Marks that were read while a copy of these is being updated, by checkpoint.
+    read_meanwhile: Option<Vec<(Follows, Marks)>>,
     /// Out of the numbering since a run went back, by their names now.
     pub superseded: Vec<(String, Found)>,
     /// What is there of other runs, or of runs between which nothing decides; never removed by this manager.
@@ -66,8 +68,8 @@ pub(super) struct Ledger {
     pub damaged: Vec<String>,
     /// Superseded ones that cannot be read now, with the reason.
     unread: Vec<(String, String)>,
-    /// The symbolic links to keep up to date.
-    pub links: Vec<Link>,
+    /// The symbolic links to keep up to date. Locked while they are updated.
+    pub links: Arc<Mutex<Vec<Link>>>,
     /// The time that the last save took until it was durable.
     pub last_took: Option<Duration>,
     /// Its cost.
@@ -98,6 +100,7 @@ impl Ledger {
             name,
             retention,
             known: Vec::new(),
+            read_meanwhile: None,
             superseded: Vec::new(),
             others: Vec::new(),
             listed: HashSet::new(),
@@ -113,7 +116,7 @@ impl Ledger {
             set_aside: Vec::new(),
             damaged: Vec::new(),
             unread: Vec::new(),
-            links: Vec::new(),
+            links: Arc::default(),
             last_took: None,
             figures: None,
             strangers: Vec::new(),
@@ -243,6 +246,34 @@ impl Ledger {
         if let Some(restored) = self.restored.clone() {
             self.choose(&restored);
         }
+    }
+
+    /// Returns a copy of the known ones, which [`put_back`](Ledger::put_back) takes when it is updated.
+    pub(super) fn take_copy(&mut self) -> Vec<Found> {
+        self.read_meanwhile = Some(Vec::new());
+        self.known.clone()
+    }
+
+    /// Replaces the known ones by the updated copy, with the marks that were read meanwhile.
+    pub(super) fn put_back(&mut self, copy: Vec<Found>) {
+        self.known = copy;
+        for (id, marks) in self.read_meanwhile.take().into_iter().flatten() {
+            if let Some(found) = self.known.iter_mut().find(|found| found.id() == id) {
+                found.take_in(marks);
+            }
+        }
+    }
+
+    /// Records the marks that are in the directory `name` now.
+    pub(super) fn note_marks(&mut self, name: &str, files: &[(String, Vec<u8>)]) {
+        let superseded = self.superseded.iter_mut().filter(|(aside, _)| aside == name).map(|(_, found)| found);
+        let known = self.known.iter_mut().filter(|found| found.entry.name == name);
+        let Some(found) = superseded.chain(known).next() else { return };
+        let marks = Marks::among(files, &found.id(), self.directory.rules());
+        if let Some(read) = &mut self.read_meanwhile {
+            read.push((found.id(), marks.clone()));
+        }
+        found.take_in(marks);
     }
 
     /// Adds a checkpoint that was saved.

@@ -9,18 +9,22 @@ use crate::sync::{Mutex, PoisonError};
 /// Updates the links, as far as possible. One for which there is no room is removed, unless it leads to a checkpoint that
 /// stays. Returns whether there was room for all.
 pub(super) fn update(ledger: &Mutex<Ledger>, directory: &Directory) -> bool {
-    let (links, known, name) = {
-        let ledger = ledger.lock().unwrap_or_else(PoisonError::into_inner);
-        if ledger.links.is_empty() {
-            return true;
-        }
-        (ledger.links.clone(), infos(&ledger.known), ledger.name.clone())
+    let ledger = || ledger.lock().unwrap_or_else(PoisonError::into_inner);
+    let links = ledger().links.clone();
+    // Locked until all are updated: another thread must not replace them by what it found before.
+    let links = links.lock().unwrap_or_else(PoisonError::into_inner);
+    if links.is_empty() {
+        return true;
+    }
+    let (known, name) = {
+        let ledger = ledger();
+        (infos(&ledger.known), ledger.name.clone())
     };
     let mut has_room = true;
-    for link in links {
-        let target = match link.best {
+    for link in &*links {
+        let target = match &link.best {
             None => known.iter().rfind(|info| info.is_healthy()),
-            Some((metric, goal)) => Best::new(metric, goal, 1).choose(&known),
+            Some((metric, goal)) => Best::new(metric, *goal, 1).choose(&known),
         };
         let target = target.map(|info| info.name.as_str());
         // One of our links leads to a checkpoint of this manager, even if that is gone.

@@ -3,7 +3,7 @@
 use super::checkpoint_ref::CheckpointRef;
 use super::{CheckpointManager, commit, links};
 use crate::callback;
-use crate::catalog::{Marks, remove_mark, write_mark};
+use crate::catalog::{remove_mark, write_mark};
 use crate::error::Result;
 use crate::format::{Follows, Mark, MarkKind};
 use crate::sync::PoisonError;
@@ -118,19 +118,9 @@ impl CheckpointManager {
     }
 
     /// Reads the marks of a checkpoint.
-    fn look_at_marks(&self, name: &str) {
+    pub(super) fn look_at_marks(&self, name: &str) {
         let Ok(files) = self.directory.marks(name) else { return };
-        let mut ledger = self.ledger();
-        let superseded = ledger.superseded.iter().position(|(aside, _)| aside == name);
-        let found = match superseded {
-            Some(at) => Some(&mut ledger.superseded[at].1),
-            None => ledger.known.iter_mut().find(|found| found.entry.name == name),
-        };
-        if let Some(found) = found {
-            let marks = Marks::among(&files, &found.id(), self.directory.rules());
-            found.take_in(marks);
-        }
-        drop(ledger);
+        self.ledger().note_marks(name, &files);
         links::update(&self.ledger, &self.directory);
     }
 }

@@ -45,7 +45,7 @@ pub use watcher::CheckpointWatcher;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::figures::SaveFigures;
-use crate::format::Follows;
+use crate::format::{Follows, MarkKind};
 use crate::location::Location;
 use crate::repository::Directory;
 use crate::restore::RestoreOptions;
@@ -174,6 +174,8 @@ struct Next {
     step: Option<u64>,
     counter: u64,
     metrics: BTreeMap<String, f64>,
+    /// Pins and notes of the checkpoint that it replaces, whose state is the same.
+    noted: Vec<MarkKind>,
     superseded: Vec<String>,
     /// Whether the state may be inconsistent.
     unclean: bool,
@@ -221,7 +223,8 @@ impl CheckpointManager {
 
     /// Records `value` under `name` with the next save only. It replaces the value that
     /// [`Checkpoint::metadata`](crate::Checkpoint::metadata) recorded under that name. If a save fails, the next one
-    /// records it.
+    /// records it. If the checkpoint of the step of that save already has the current state, a new checkpoint replaces it,
+    /// and keeps its metrics, pins and notes.
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {

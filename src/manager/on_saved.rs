@@ -14,7 +14,7 @@ use std::fmt;
 pub struct SavedCheckpoint {
     /// The checkpoint's directory.
     pub path: Location,
-    /// Its step, metrics, size and health.
+    /// Its step, metrics, size and health, and what was added to it while it was written.
     pub info: CheckpointInfo,
     /// The cost of the save.
     pub figures: SaveFigures,

@@ -11,10 +11,11 @@ use crate::error::{Error, Result, listed};
 use crate::format::Manifest;
 use crate::location::Location;
 use crate::name;
-use crate::repository::Aside;
+use crate::repository::{Aside, before_aside};
 use crate::restore::{PassedOver, RestoreOptions, RestoreStatus, StartOutcome, Verify};
 use crate::rules::Rule;
 use crate::source::Source;
+use std::cmp::Reverse;
 use std::time::Instant;
 
 impl CheckpointManager {
@@ -87,10 +88,9 @@ impl CheckpointManager {
             let restored = restored.inspect(|status| self.note_restore(status));
             match restored {
                 Ok(status) => {
-                    let mut passed_over = std::mem::take(&mut self.ledger().passed_over);
                     let restored = self.place_of(checkpoint);
                     passed_by.retain(|passed| self.place_of_path(&passed.path) > restored);
-                    passed_over.append(&mut passed_by);
+                    let passed_over = self.passed_over(passed_by);
                     return Ok(StartOutcome { restored: Some(status), initialized: None, passed_over });
                 }
                 Err(error) if error.is_damage() => {
@@ -135,8 +135,22 @@ impl CheckpointManager {
             None => None,
         };
         (self.begun, self.head, self.last_step, self.restored_past) = (true, None, None, false);
-        let passed_over = std::mem::take(&mut self.ledger().passed_over);
+        let passed_over = self.passed_over(passed_by);
         Ok(StartOutcome { restored: None, initialized, passed_over })
+    }
+
+    /// Returns what was passed over since the last restore, and these. Numbers tell the order, because what is damaged has
+    /// no other place.
+    fn passed_over(&self, passed_by: Vec<PassedOver>) -> Vec<PassedOver> {
+        let mut ledger = self.ledger();
+        let mut passed_over = std::mem::take(&mut ledger.passed_over);
+        passed_over.extend(passed_by);
+        let number = |passed: &PassedOver| {
+            let name = passed.path.file_name()?.to_str()?;
+            number_of(&self.name, before_aside(name).map_or(name, |(_, name)| name))
+        };
+        passed_over.sort_by_key(|passed| Reverse(number(passed)));
+        passed_over
     }
 
     /// Reads the checkpoint from which the run is initialized: the one at `path`, or the one that its last component

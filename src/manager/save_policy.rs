@@ -51,7 +51,8 @@ pub struct SaveContext {
     pub previous: Option<u64>,
     /// The lowest step of a call since the manager was opened, this one included.
     pub first: u64,
-    /// The step that was saved or restored last.
+    /// The step that was saved last; after a restore, the step of the restored checkpoint, if it has one. A save without a
+    /// step ([`save`](crate::CheckpointManager::save)) does not count.
     pub last_saved: Option<u64>,
     /// The time since the last save or restore, or since the manager was opened.
     pub since_last_save: Duration,
@@ -59,6 +60,8 @@ pub struct SaveContext {
     pub is_saving: bool,
     /// When that last save or restore was; `None` if nobody says.
     pub(super) last_save_at: Option<Instant>,
+    /// Whether anything was saved or restored, also without a step.
+    pub(super) has_saved: bool,
 }
 
 impl SaveContext {
@@ -74,6 +77,7 @@ impl SaveContext {
             since_last_save: Duration::ZERO,
             is_saving: false,
             last_save_at: None,
+            has_saved: false,
         }
     }
 }
@@ -101,8 +105,9 @@ pub trait SavePolicy: Debug + Send {
     fn is_due(&self, context: &SaveContext) -> bool;
 }
 
-/// Saves when at least this many steps have passed since the last save, the restored checkpoint, or step 0. The short
-/// form is [`save_every`](crate::CheckpointManagerBuilder::save_every).
+/// Saves when at least this many steps have passed since the last save, the restored checkpoint, or step 0. Checkpoints
+/// without a step ([`save`](crate::CheckpointManager::save)) do not count. The short form is
+/// [`save_every`](crate::CheckpointManagerBuilder::save_every).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EverySteps(pub u64);
 
@@ -144,13 +149,13 @@ impl SavePolicy for AtSteps {
     }
 }
 
-/// Saves when nothing has been saved or restored yet.
+/// Saves when nothing has been saved or restored yet, with a step or without.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct First;
 
 impl SavePolicy for First {
     fn is_due(&self, context: &SaveContext) -> bool {
-        context.last_saved.is_none()
+        context.last_saved.is_none() && !context.has_saved
     }
 }
 

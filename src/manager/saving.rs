@@ -3,6 +3,7 @@
 use super::background::{Attempt, Before, InFlight, Order, Taken, WhenBusy};
 use super::commit::{self, Commit};
 use super::failures::{OnSaveError, OnUnhealthy};
+use super::ledger::Ledger;
 use super::links;
 use super::retention::CheckpointInfo;
 use super::save_policy::SaveContext;
@@ -10,7 +11,7 @@ use super::{CheckpointManager, Next};
 use crate::callback;
 use crate::catalog::{Found, number_of};
 use crate::error::{Error, Result};
-use crate::format::{Follows, Manifest};
+use crate::format::{Follows, Manifest, MarkKind};
 use crate::graph::{Seen, changed_meanwhile};
 use crate::location::Location;
 use crate::rules::Rule;
@@ -58,9 +59,10 @@ impl CheckpointManager {
         result
     }
 
-    /// Saves if at least [`save_every`](crate::CheckpointManagerBuilder::save_every) steps have passed since the last save,
-    /// the restored checkpoint, or step 0; and if `step` is lower than that of the last one, because the run went back, or
-    /// is that one after a [`rollback`](crate::Checkpoint::rollback) to before it. Returns the path if it saves.
+    /// Saves if at least [`save_every`](crate::CheckpointManagerBuilder::save_every) steps have passed since the last save
+    /// with a step, the restored checkpoint, or step 0; and if `step` is lower than that of the last one, because the run
+    /// went back, or is that one after a [`rollback`](crate::Checkpoint::rollback) to before it. Returns the path if it
+    /// saves.
     ///
     /// While there are accumulated gradients that no step of a tracked optimizer has used, a save that is due is
     /// postponed to the call after that step. If 100 steps, or 1,000 calls, have all found unused gradients, it saves
@@ -74,11 +76,12 @@ impl CheckpointManager {
     /// requested, the error is returned even with settings under which such a save is skipped or retried
     /// ([`OnUnhealthy::Skip`], [`OnNoSpace::Skip`](crate::OnNoSpace::Skip), [`OnSaveError::Continue`]).
     pub fn save_if_due(&mut self, step: u64) -> Result<Option<Location>> {
-        self.save_if_due_with_metrics::<&str, _>(step, || [])
+        self.call_at(step, None::<fn() -> BTreeMap<String, f64>>)
     }
 
-    /// Like [`save_if_due`](CheckpointManager::save_if_due), with metrics that the checkpoint records. `metrics` is
-    /// called only when it saves, and before anything is captured.
+    /// Like [`save_if_due`](CheckpointManager::save_if_due), with metrics that the checkpoint records. If it does not save,
+    /// and the checkpoint of this step was saved or restored last, they are added to that one, durably. `metrics` is
+    /// called only in these two cases, and before anything is captured.
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -98,15 +101,24 @@ impl CheckpointManager {
     /// ```
     ///
     /// # Errors
-    /// As for [`save_if_due`](CheckpointManager::save_if_due).
+    /// As for [`save_if_due`](CheckpointManager::save_if_due) and [`add_metrics`](CheckpointManager::add_metrics).
     pub fn save_if_due_with_metrics<N: Into<String>, M: IntoIterator<Item = (N, f64)>>(
         &mut self,
         step: u64,
         metrics: impl FnOnce() -> M,
     ) -> Result<Option<Location>> {
+        self.call_at(step, Some(|| metrics().into_iter().map(|(name, value)| (name.into(), value)).collect()))
+    }
+
+    /// A call of `save_if_due`. Without `metrics`, none is added.
+    fn call_at(
+        &mut self,
+        step: u64,
+        metrics: Option<impl FnOnce() -> BTreeMap<String, f64>>,
+    ) -> Result<Option<Location>> {
         let is_last = self.preempted() && !self.saved_for_end;
         let result = if is_last {
-            let metrics = metrics().into_iter().map(|(name, value)| (name.into(), value)).collect();
+            let metrics = metrics.map(|metrics| metrics()).unwrap_or_default();
             self.save_for_end(step, metrics).map(Some)
         } else {
             self.save_number_if_due(step, metrics).or_else(|error| {
@@ -142,10 +154,10 @@ impl CheckpointManager {
         result
     }
 
-    fn save_number_if_due<N: Into<String>, M: IntoIterator<Item = (N, f64)>>(
+    fn save_number_if_due(
         &mut self,
         number: u64,
-        metrics: impl FnOnce() -> M,
+        metrics: Option<impl FnOnce() -> BTreeMap<String, f64>>,
     ) -> Result<Option<Location>> {
         // In a forked child, what is in flight never ends.
         self.directory.check_process()?;
@@ -174,6 +186,7 @@ impl CheckpointManager {
             // Also if it has ended meanwhile: the next call finds out how.
             is_saving: self.in_flight.is_some(),
             last_save_at: Some(self.last_save_at),
+            has_saved: self.head.is_some(),
             ..SaveContext::new(number)
         };
         // All are asked, because they may count their calls.
@@ -181,18 +194,34 @@ impl CheckpointManager {
         for policy in &self.save_policies {
             is_due |= policy.is_due(&context);
         }
-        if !is_due {
-            return Ok(None);
-        }
-        if self.waits_for_the_step() {
-            return Ok(None);
-        }
         let skips = self.background.as_ref().is_some_and(|background| background.when_busy == WhenBusy::Skip);
-        if skips && self.in_flight.is_some() {
+        if !is_due || self.waits_for_the_step() || skips && self.in_flight.is_some() {
+            if let Some(metrics) = metrics
+                && let Some(path) = self.head_of(number)
+                && self.directory.rules().hold(Rule::LateMetrics)
+            {
+                self.add_metrics(path, metrics())?;
+            }
             return Ok(None);
         }
-        let metrics = metrics().into_iter().map(|(name, value)| (name.into(), value)).collect();
+        let metrics = metrics.map(|metrics| metrics()).unwrap_or_default();
         self.save_step(SaveClock::start(), number, metrics).map(Some)
+    }
+
+    /// Returns the checkpoint that was saved or restored last, if it is that of `step` and is still there, or is being
+    /// written.
+    fn head_of(&self, step: u64) -> Option<Location> {
+        if self.last_step != Some(step) || self.is_of_another_path(step) {
+            return None;
+        }
+        let name = format!("{}-{step}", self.name);
+        let is_written = self.early.as_ref().is_some_and(|(early, _)| *early == name);
+        let is_there = || {
+            let Ledger { known, seen, .. } = &mut *self.ledger();
+            let head = known.iter().find(|found| found.entry.name == name && self.head == Some(found.id()));
+            head.is_some_and(|head| seen.is_there(&self.directory, head))
+        };
+        (is_written || is_there()).then(|| self.directory.path(&name))
     }
 
     /// Returns `true` if a due save is postponed until gradients are used. This is bounded, because a checkpoint can
@@ -255,37 +284,40 @@ impl CheckpointManager {
         self.with_room(next, |manager| manager.try_step(clock.clone(), number, metrics.clone()))
     }
 
-    fn try_step(&mut self, clock: SaveClock, number: u64, metrics: BTreeMap<String, f64>) -> Result<Location> {
+    fn try_step(&mut self, clock: SaveClock, number: u64, mut metrics: BTreeMap<String, f64>) -> Result<Location> {
         let clock = self.settle_timed(clock)?;
         self.look_at_restores();
         self.checkpoint.refuse_torn()?;
         self.look_before_a_run_begins()?;
-        if self.last_step == Some(number)
-            && self.next_metadata.is_empty()
-            && let Some(path) = self.saved_already(number, &metrics)?
-        {
-            return Ok(path);
-        }
         let name = format!("{}-{number}", self.name);
+        let mut noted = Vec::new();
+        if self.last_step == Some(number) && self.is_saved_as(&name)? {
+            if self.next_metadata.is_empty() {
+                let path = self.directory.path(&name);
+                if self.directory.rules().hold(Rule::LateMetrics) {
+                    self.add_metrics(&path, metrics)?;
+                }
+                return Ok(path);
+            }
+            // It is saved again for its metadata. What is known of this state stays known.
+            self.look_at_marks(&name);
+            if let Some(found) = self.ledger().known.last() {
+                metrics = found.entry.metrics.clone().into_iter().chain(metrics).collect();
+                let pins = found.pins.clone().into_iter().map(|(name, note)| MarkKind::Pin { name, note });
+                let notes = found.notes.clone().into_iter().map(|(name, text)| MarkKind::Note { name, text });
+                noted = pins.chain(notes).collect();
+            }
+        }
         let superseded = self.superseded_by(Some(&name))?;
         let counter = self.checkpoint.next_save()?;
-        self.save_next(Next { metrics, superseded, clock, ..Next::new(number, Some(number), counter) })
+        self.save_next(Next { metrics, noted, superseded, clock, ..Next::new(number, Some(number), counter) })
     }
 
-    /// Returns the checkpoint that was saved or restored last, if it is that of `step` and has the current state. Adds
-    /// the metrics to it.
-    fn saved_already(&mut self, step: u64, metrics: &BTreeMap<String, f64>) -> Result<Option<Location>> {
-        let name = format!("{}-{step}", self.name);
-        let Some(manifest) = self.manifest_of_head(&name)? else { return Ok(None) };
+    /// Returns `true` if the checkpoint that was saved or restored last is called `name` and has the current state.
+    fn is_saved_as(&mut self, name: &str) -> Result<bool> {
+        let Some(manifest) = self.manifest_of_head(name)? else { return Ok(false) };
         let (plan, seen) = self.checkpoint.plan(&self.options)?;
-        if !self.has_state(&manifest, &plan, &seen)? && self.directory.rules().hold(Rule::SameStep) {
-            return Ok(None);
-        }
-        let path = self.directory.root().join(name);
-        if self.directory.rules().hold(Rule::LateMetrics) {
-            self.add_metrics(&path, metrics.clone())?;
-        }
-        Ok(Some(path))
+        Ok(self.has_state(&manifest, &plan, &seen)? || !self.directory.rules().hold(Rule::SameStep))
     }
 
     /// Returns the manifest of the checkpoint that was saved or restored last, if it is called `name`, and restarts use
@@ -418,7 +450,7 @@ impl CheckpointManager {
         seen: AllSeen,
         taken: Option<Taken>,
     ) -> Result<Location> {
-        let Next { number, step, counter, metrics, superseded, unclean, without, clock } = next;
+        let Next { number, step, counter, metrics, noted, superseded, unclean, without, clock } = next;
         let name = format!("{}-{number}", self.name);
         let sequence = self.held.next_sequence()?;
         let stamp = self.checkpoint.stamp();
@@ -439,7 +471,7 @@ impl CheckpointManager {
         let is_behind = taken.is_some();
         let request = self.checkpoint.request(plan, unchanged, stamp, &self.options, clock.clone())?;
         let request = request.refuse_unhealthy(self.on_unhealthy != OnUnhealthy::Keep);
-        let commit = Commit::new(self.ledger.clone(), name, superseded).then(self.on_saved.clone());
+        let commit = Commit::new(self.ledger.clone(), name, superseded).noted(noted).then(self.on_saved.clone());
         let mut after = Ok(());
         if let Some(taken) = taken {
             let (last_step, save_counter) = (self.last_step, self.checkpoint.save_counter());

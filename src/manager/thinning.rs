@@ -40,11 +40,9 @@ pub(super) fn resume(directory: &Directory, known: &mut [Found]) {
     finish(directory, known);
 }
 
-/// Removes the files of components that are marked as removed. Returns whether there were any.
-pub(super) fn finish(directory: &Directory, known: &mut [Found]) -> bool {
-    let mut any = false;
+/// Removes the files of components that are marked as removed.
+pub(super) fn finish(directory: &Directory, known: &mut [Found]) {
     for found in known.iter_mut().filter(|found| !found.leftover.is_empty()) {
-        any = true;
         let files: Vec<String> = found.leftover.iter().cloned().collect();
         match directory.remove_files(&found.entry.name, &found.id(), &files) {
             Ok(()) => found.leftover.clear(),
@@ -54,7 +52,6 @@ pub(super) fn finish(directory: &Directory, known: &mut [Found]) -> bool {
             }
         }
     }
-    any
 }
 
 fn unmark(directory: &Directory, found: &Found, component: &str) {

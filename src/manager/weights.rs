@@ -8,7 +8,7 @@ use crate::format::safetensors::LENGTH_BYTES;
 use crate::interop::temporary;
 use crate::name::COMPONENT_EXTENSION;
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -47,6 +47,22 @@ impl WeightsCadence {
             restored: None,
             is_swept: false,
         }
+    }
+
+    /// # Errors
+    /// If two of these export into one directory, where the names of their files are the same.
+    pub(super) fn check(exports: &[WeightsCadence]) -> Result<()> {
+        let mut directories = HashSet::new();
+        for WeightsCadence { directory, .. } in exports {
+            if !directories.insert(directory.canonicalize().unwrap_or_else(|_| directory.clone())) {
+                return Err(Error::InvalidArgument(format!(
+                    "export_weights_when: two exports into {} would replace each other's files; each needs a directory of \
+                     its own",
+                    directory.display()
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// The run continues from this step.

@@ -151,7 +151,7 @@ impl RestoreStatus {
 /// let mut manager = CheckpointManager::builder(Checkpoint::new().track("step", &step)?, &dir).open()?;
 /// let start = manager.restore_or_initialize()?;
 /// for skipped in &start.passed_over {
-///     eprintln!("{} is damaged: {}", skipped.path, skipped.reason);
+///     eprintln!("{} is skipped: {}", skipped.path, skipped.reason);
 /// }
 /// match &start.restored {
 ///     Some(status) => println!("resumed from {} at step {:?}", status.path(), status.step()),
@@ -168,7 +168,7 @@ pub struct StartOutcome {
     pub restored: Option<RestoreStatus>,
     /// The result of [`initialize_from`](crate::CheckpointManagerBuilder::initialize_from), in a fresh start.
     pub initialized: Option<RestoreStatus>,
-    /// Checkpoints that were skipped because they are damaged, newest first.
+    /// Checkpoints that were skipped, such as damaged ones, those with the highest numbers first.
     pub passed_over: Vec<PassedOver>,
 }
 

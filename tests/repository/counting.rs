@@ -3,7 +3,10 @@
 use chrono::{DateTime, Utc};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
 use tch_checkpoint::format::Follows;
 use tch_checkpoint::repository::{
     Aside, FileId, Finished, Lock, OpenDir, OpenOptions, Repository, Scan, StagedFile, Stays, Storage, Transaction,
@@ -16,6 +19,7 @@ pub struct Counting {
     storage: Arc<dyn Storage>,
     counts: Counts,
     unreadable: Names,
+    slow_links: Arc<AtomicBool>,
 }
 
 /// Names of directories.
@@ -32,12 +36,17 @@ impl Counts {
 
 impl Counting {
     pub fn new(storage: Arc<dyn Storage>) -> Counting {
-        Counting { storage, counts: Counts::default(), unreadable: Names::default() }
+        Counting { storage, counts: Counts::default(), unreadable: Names::default(), slow_links: Arc::default() }
     }
 
     /// From now on, what has one of these names can be neither read nor renamed.
     pub fn cannot_read<const N: usize>(&self, names: [&str; N]) {
         *self.unreadable.lock().unwrap() = names.map(String::from).into();
+    }
+
+    /// From now on, a background save takes its time to update a link.
+    pub fn slow_links(&self) {
+        self.slow_links.store(true, Ordering::SeqCst);
     }
 
     /// How often each function was called since the last time.
@@ -53,7 +62,8 @@ impl Storage for Counting {
 
     fn repository(&self, root: &Location, options: &OpenOptions) -> Result<Arc<dyn Repository>> {
         let inner = self.storage.repository(root, options)?;
-        Ok(Arc::new(Counted { inner, counts: self.counts.clone(), unreadable: self.unreadable.clone() }))
+        let (counts, unreadable, slow_links) = (self.counts.clone(), self.unreadable.clone(), self.slow_links.clone());
+        Ok(Arc::new(Counted { inner, counts, unreadable, slow_links }))
     }
 
     fn open(&self, location: &Location) -> Result<Arc<dyn OpenDir>> {
@@ -67,6 +77,7 @@ struct Counted {
     inner: Arc<dyn Repository>,
     counts: Counts,
     unreadable: Names,
+    slow_links: Arc<AtomicBool>,
 }
 
 impl Counted {
@@ -109,6 +120,14 @@ impl Repository for Counted {
         self.inner.quarantine(name, aside)
     }
 
+    fn put_link(&self, name: &str, target: Option<&str>, is_ours: &dyn Fn(&str) -> bool) -> Result<()> {
+        self.counts.add("put_link");
+        if self.slow_links.load(Ordering::SeqCst) && thread::current().name() == Some("tch-checkpoint") {
+            thread::sleep(Duration::from_millis(200));
+        }
+        self.inner.put_link(name, target, is_ours)
+    }
+
     counted! {
         fn id(&self) -> Option<FileId>;
         fn now(&self) -> DateTime<Utc>;
@@ -131,7 +150,6 @@ impl Repository for Counted {
         fn remove_files(&self, checkpoint: &str, of: &Follows, files: &[String]) -> Result<()>;
         fn sweep_marks(&self, checkpoint: &str);
         fn sweep(&self, leftovers: &[String]);
-        fn put_link(&self, name: &str, target: Option<&str>, is_ours: &dyn Fn(&str) -> bool) -> Result<()>;
         fn free_space(&self) -> Option<u64>;
         fn clear_spares(&self);
     }

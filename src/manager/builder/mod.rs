@@ -175,7 +175,7 @@ impl CheckpointManagerBuilder {
     /// `weights-STEP.safetensors`, or as the directory `weights-STEP` with one file per component.
     /// [`CheckpointManager::save_if_due`] exports after the save, and returns when the export is durable and verified,
     /// as with [`Checkpoint::export_weights`]; it also returns the errors. All exports are kept unless
-    /// [`WeightsExport::keep`] limits their number.
+    /// [`WeightsExport::keep`] limits their number. Can be set several times, with a directory for each.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), tch_checkpoint::Error> {
@@ -338,6 +338,8 @@ impl CheckpointManagerBuilder {
     /// [`Error::Locked`](crate::Error::Locked) if another writer uses the directory, [`Error::Io`](crate::Error::Io).
     pub fn open(mut self) -> Result<CheckpointManager> {
         let retention = self.retention()?;
+        #[cfg(feature = "huggingface")]
+        WeightsCadence::check(&self.exports)?;
         let default = || if self.save_policies.is_empty() { Some(1) } else { None };
         if let Some(steps) = self.interval.or_else(default) {
             self.save_policies.push(Box::new(EverySteps(steps)));
@@ -357,7 +359,7 @@ impl CheckpointManagerBuilder {
         let held = Arc::new(Held::new(&directory, lock, catalog.sequence()));
         let mut ledger = Ledger::new(directory.clone(), held.clone(), self.name.clone(), retention, opened);
         ledger.take_in(catalog);
-        ledger.links = self.links;
+        ledger.links = Arc::new(Mutex::new(self.links));
         let mut checkpoint = self.checkpoint;
         checkpoint.set_held(held.clone());
         let mut manager = CheckpointManager {
