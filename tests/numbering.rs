@@ -940,7 +940,7 @@ fn damage_last_byte(file: &Path) -> Outcome {
 /// that it does not belong to what was superseded.
 #[test]
 fn a_foreign_checkpoint_that_is_alone_is_left_alone_when_a_superseded_one_is_restored() -> Outcome {
-    for case in ["", "no index", "noted", "removed meanwhile"] {
+    for case in ["", "no index", "noted", "removed meanwhile", "permanent"] {
         let (dir, other) = (tempfile::tempdir()?, tempfile::tempdir()?);
         let open = |run: &Run| run.builder(dir.path()).max_to_keep(2).open();
         let run = Run::new();
@@ -950,9 +950,14 @@ fn a_foreign_checkpoint_that_is_alone_is_left_alone_when_a_superseded_one_is_res
             manager.save_at(1)?;
         }
         let foreign_one = dir.path().join("ckpt-300");
-        let copy_in = || -> Result<(), std::io::Error> {
+        let copy_in = || -> Outcome {
             fs::remove_dir_all(dir.path().join("ckpt-1"))?;
             copy_dir(&foreign(other.path()), &foreign_one);
+            if case == "permanent" {
+                let of = CheckpointReader::open(&foreign_one)?.manifest().id();
+                let mark = Mark::new(of, MarkKind::Permanent);
+                fs::write(foreign_one.join(mark.file_name()), mark.to_bytes()?)?;
+            }
             Ok(())
         };
         let aside = dir.path().join(in_dir(dir.path(), "superseded-ckpt-1-").remove(0));

@@ -198,6 +198,9 @@ impl Ledger {
         let mut damaged: Vec<_> = catalog.damaged.into_iter().filter(|(name, _)| mine(name)).collect();
         // The newest first, by number.
         damaged.sort_by_key(|(name, _)| std::cmp::Reverse(number_of(&self.name, name)));
+        let entries = catalog.index.iter().flat_map(|index| &index.checkpoints);
+        let id = |entry: &IndexEntry| Follows { run: entry.run.clone(), sequence: entry.sequence };
+        self.listed = entries.filter(|entry| mine(&entry.name)).map(id).collect();
         match chain {
             Ok(chain) => self.follow(found, &chain),
             Err(pair) => {
@@ -205,9 +208,6 @@ impl Ledger {
                 (self.known, self.others) = (Vec::new(), found);
             }
         }
-        let entries = catalog.index.iter().flat_map(|index| &index.checkpoints);
-        let id = |entry: &IndexEntry| Follows { run: entry.run.clone(), sequence: entry.sequence };
-        self.listed = entries.map(id).collect();
         if let Some(index) = catalog.index {
             let permanent = |found: &Found| {
                 let entry = index.checkpoints.iter().find(|entry| entry.name == found.entry.name);
@@ -384,12 +384,11 @@ impl Ledger {
         let is_ours = |found: &Found| ids.contains(&found.id()) || self.is_listed(found);
         let with_trees = || all.iter().zip(&trees);
         let ours: HashSet<usize> = with_trees().filter(|(found, _)| is_ours(found)).map(|(_, tree)| *tree).collect();
-        // A permanent one is ours, and alone when its neighbours are gone.
+        // Without the index, a permanent one is ours, and alone when its neighbours are gone.
+        let may_be_alone = |found: &Found| found.entry.permanent && self.listed.is_empty();
         let known = with_trees().take(self.known.len());
-        let others: HashSet<usize> = known
-            .filter(|(found, tree)| !found.entry.permanent && !ours.contains(tree))
-            .map(|(_, tree)| *tree)
-            .collect();
+        let others: HashSet<usize> =
+            known.filter(|(found, tree)| !may_be_alone(found) && !ours.contains(tree)).map(|(_, tree)| *tree).collect();
         if others.is_empty() {
             return;
         }
