@@ -83,6 +83,7 @@ impl History {
         let _ = fs::remove_dir_all(&self.dir);
         self.lines = Default::default();
         self.copied.clear();
+        self.needs_index = false;
         Ok(())
     }
 

@@ -118,6 +118,8 @@ struct History {
     now: i64,
     /// Checkpoints of the foreign run that were copied in.
     copied: Vec<String>,
+    /// One of them is permanent: the index must not be lost.
+    needs_index: bool,
     /// The index knows the manager's checkpoints.
     indexed: [bool; 2],
     /// The last snapshot of this process.
@@ -158,6 +160,7 @@ impl History {
             interval: 1,
             now: 0,
             copied: Vec::new(),
+            needs_index: false,
             indexed: [false; 2],
             snapshot: None,
             fresh_value: 1,

@@ -37,7 +37,9 @@ impl History {
     }
 
     pub(super) fn copy_in(&mut self) -> Verdict {
-        let from = 1058 + self.random.below(2);
+        // A permanent one is told from the own ones by the index alone.
+        let is_permanent = self.indexed[0] && self.random.one_in(3);
+        let from = if is_permanent { 1057 } else { 1058 + self.random.below(2) };
         let number = 100 + self.random.below(3) as u64;
         let name = format!("{}-{number}", NAMES[0]);
         // The number of one that was removed by hand is still that one's.
@@ -45,7 +47,8 @@ impl History {
         if own.is_empty() || own.iter().any(|made| made.number == number) || self.dir.join(&name).exists() {
             return Ok(());
         }
-        self.tell(format!("{name} is copied in"));
+        self.tell(format!("{name} is copied in{}", if is_permanent { ", permanent" } else { "" }));
+        self.needs_index |= is_permanent;
         let (from, to) = (self.foreign.join(format!("ckpt-{from}")), self.dir.join(&name));
         fs::create_dir(&to).map_err(|e| e.to_string())?;
         for entry in fs::read_dir(from).map_err(|e| e.to_string())?.flatten() {
@@ -93,6 +96,7 @@ impl History {
     /// Loses the index, moves the clock, leaves a staging directory, or takes a name.
     pub(super) fn somebody(&mut self) -> Verdict {
         match self.random.below(4) {
+            0 if self.needs_index => {}
             0 => {
                 self.tell("the index is lost");
                 let _ = fs::remove_file(self.dir.join("checkpoint.json"));

@@ -12,13 +12,15 @@ use tch_checkpoint::{Checkpoint, CheckpointManager, CheckpointReader, Counter, D
 /// The names of managers. Foreign checkpoints that are copied in have the first.
 pub(super) const NAMES: [&str; 2] = ["ckpt", "best"];
 
-/// Saves a run with more checkpoints than any history; the last ones are copied into histories.
+/// Saves a run with more checkpoints than any history; the last ones are copied into histories. All but the newest two
+/// are permanent.
 pub(super) fn foreign_run(dir: &Path) -> tch_checkpoint::Result<()> {
     let _ = fs::remove_dir_all(dir);
     let state = State::new();
     let builder = CheckpointManager::builder(state.checkpoint()?, dir).save_options(State::options());
-    let mut manager = builder.max_to_keep(2).open()?;
+    let mut manager = builder.max_to_keep(2).keep_every(std::time::Duration::from_secs(1)).open()?;
     for step in 1000..1060 {
+        state.system.shift(chrono::TimeDelta::seconds(1));
         state.set(1_000_000 + step, false);
         manager.save_at(step)?;
     }
