@@ -39,8 +39,9 @@ pub struct CheckpointReader {
 }
 
 impl CheckpointReader {
-    /// Opens the checkpoint in the directory `path`. Its files stay readable while this reader lives, even if the
-    /// checkpoint is pruned.
+    /// Opens the checkpoint in the directory `path`. Its first 256 files stay readable while this reader lives, even if the
+    /// checkpoint is pruned, as long as all readers of the process hold fewer than three quarters of the files that it may
+    /// open (`ulimit -n`). Reading others is an error ([`Error::NotFound`]) once the checkpoint is pruned.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::Damaged`] (manifest, or a file missing or of another length),

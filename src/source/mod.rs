@@ -1,6 +1,6 @@
 //! An open checkpoint: a directory that is held open, and its files, of which the first [`HELD`] are held open too, as long
-//! as the process holds fewer than [`HELD_IN_ALL`]. These stay readable until they are dropped, even if the checkpoint is
-//! pruned.
+//! as all checkpoints of the process leave it some of the files that it may open ([`places`]). These stay readable until
+//! they are dropped, even if the checkpoint is pruned.
 
 mod attributes;
 mod tensor_source;
@@ -24,8 +24,8 @@ use crate::repository::{
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// Bytes read at a time: few enough to be digested before they leave the core's cache.
 pub(crate) const CHUNK: usize = 512 << 10;
@@ -37,9 +37,15 @@ const ATTEMPTS: usize = 10;
 /// must not have changed.
 const HELD: usize = 256;
 
-/// The number of files that the process holds open for all checkpoints, so that many can be open at a time: systems often
-/// allow 1,024 open files to a process.
-const HELD_IN_ALL: usize = 512;
+/// Returns the number of files that the process holds open for all checkpoints: three quarters of those that it may open,
+/// 768 of the usual 1,024.
+fn places() -> usize {
+    static PLACES: OnceLock<usize> = OnceLock::new();
+    *PLACES.get_or_init(|| {
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX) / 4 * 3
+    })
+}
 
 /// A checkpoint that is open for reading.
 pub struct Source {
@@ -64,14 +70,14 @@ struct Held {
     _place: Place,
 }
 
-/// One of the [`HELD_IN_ALL`] places of the process.
+/// One of the [`places`] of the process.
 struct Place;
 
 static TAKEN: AtomicUsize = AtomicUsize::new(0);
 
 impl Place {
     fn take() -> Option<Place> {
-        let more = |taken| (taken < HELD_IN_ALL).then_some(taken + 1);
+        let more = |taken| (taken < places()).then_some(taken + 1);
         TAKEN.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok().map(|_| Place)
     }
 }
