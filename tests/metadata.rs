@@ -95,6 +95,8 @@ fn a_checkpoint_that_is_saved_again_for_it_keeps_what_was_noted_about_its_state(
         assert_eq!(found.metrics, metrics.into());
         assert_eq!((found.pins["paper"].as_str(), found.notes["by"].as_str()), ("table 2", "the evaluator"));
         assert_eq!(directory.metadata("ckpt-1", "samples")?, Some(vec!["never odd or even".to_string()]));
+        // The pin keeps one copy of the state.
+        assert!(directory.list()?.superseded.is_empty());
         // Another state is not what was noted about.
         step.set(2);
         manager.set_next_metadata("samples", &["step on no pets"])?;
@@ -102,6 +104,7 @@ fn a_checkpoint_that_is_saved_again_for_it_keeps_what_was_noted_about_its_state(
         manager.close()?;
         let found = directory.get("ckpt-1")?;
         assert!(found.metrics.is_empty() && found.pins.is_empty() && found.notes.is_empty());
+        assert_eq!(directory.list()?.superseded.len(), 1, "the pinned one");
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use super::links;
 use super::on_saved::{OnSaved, SavedCheckpoint};
 use super::retention::CheckpointInfo;
 use super::thinning;
-use crate::catalog::{Found, Marks, look, number_of, sync_marks, write_mark};
+use crate::catalog::{Found, Marks, look, number_of, remove_mark, sync_marks, write_mark};
 use crate::error::{Error, Result, listed};
 use crate::format::{IndexEntry, MarkKind, is_thinned_file};
 use crate::repository::{Aside, Directory};
@@ -221,7 +221,26 @@ impl Commit {
                 first = Err(Error::Unmarked { path: self.directory.path(&self.name), source: Box::new(error) });
             }
         }
+        if first.is_ok() {
+            self.take_pins_off();
+        }
         first
+    }
+
+    /// Removes the pins that the new checkpoint has taken over from the one that it replaces: one copy of a state is kept.
+    fn take_pins_off(&self) {
+        let pins = self.noted.iter().filter(|kind| matches!(kind, MarkKind::Pin { .. }));
+        let is_replaced = |(_, found): &&(String, Found)| found.entry.name == self.name;
+        let Some((aside, mut found)) = self.ledger().superseded.iter().rfind(is_replaced).cloned() else { return };
+        for pin in pins {
+            if let Err(error) = remove_mark(&self.directory, &aside, found.id(), pin.clone()) {
+                log::warn!("{aside} stays pinned, as does {}, which has replaced it: {error:#}", self.name);
+            }
+        }
+        read_marks(&self.directory, &aside, &mut found);
+        if let Some((_, known)) = self.ledger().superseded.iter_mut().find(|(name, _)| *name == aside) {
+            *known = found;
+        }
     }
 
     /// Returns those that stand in for what is removed: all that policies keep but the one saved just now, which needs
