@@ -930,6 +930,46 @@ fn a_permanent_checkpoint_of_another_run_neither_wins_nor_costs_the_own_ones() -
     Ok(())
 }
 
+/// Elsewhere, sequences begin anew: they do not tell which checkpoints of this directory are later.
+#[test]
+fn restoring_what_was_written_elsewhere_supersedes_nothing() -> Outcome {
+    let (dir, other) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    let run = Run::new();
+    let mut manager = run.builder(dir.path()).max_to_keep(2).open()?;
+    run.save(&mut manager, &[1, 2, 3, 4])?;
+    let best = manager.checkpoint_mut().write(other.path().join("best"))?;
+    manager.restore(best)?;
+    run.save(&mut manager, &[5])?;
+    assert_eq!(in_dir(dir.path(), "ckpt-"), ["ckpt-4", "ckpt-5"]);
+    assert!(in_dir(dir.path(), "superseded-").is_empty());
+    Ok(())
+}
+
+/// Whether this process or an earlier one saved it.
+#[test]
+fn going_back_to_a_copy_of_what_is_gone_supersedes_what_came_later() -> Outcome {
+    for restarts in [false, true] {
+        let (dir, other) = (tempfile::tempdir()?, tempfile::tempdir()?);
+        let run = Run::new();
+        let open = || run.builder(dir.path()).max_to_keep(2).open();
+        let mut manager = open()?;
+        run.save(&mut manager, &[1])?;
+        let backup = other.path().join("ckpt-1");
+        copy_dir(&dir.path().join("ckpt-1"), &backup);
+        run.save(&mut manager, &[2, 3, 4])?;
+        if restarts {
+            manager.close()?;
+            manager = open()?;
+            manager.restore_or_initialize()?;
+        }
+        run.save(&mut manager, &[5])?;
+        manager.restore(&backup)?;
+        run.save(&mut manager, &[2])?;
+        assert_eq!(in_dir(dir.path(), "ckpt-"), ["ckpt-2"], "restarts: {restarts}");
+    }
+    Ok(())
+}
+
 fn damage_last_byte(file: &Path) -> Outcome {
     let mut bytes = fs::read(file)?;
     *bytes.last_mut().ok_or("an empty file")? ^= 0x80;

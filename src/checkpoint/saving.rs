@@ -8,7 +8,7 @@ use crate::figures::SaveFigures;
 use crate::format::{Follows, Manifest};
 use crate::graph::{Gated, LOST, Moment, Unfinished};
 use crate::location::Location;
-use crate::repository::{Directory, checkpoint_name, parent_of};
+use crate::repository::{Directory, checkpoint_name, nonce, parent_of};
 use crate::save::{
     self, AllSeen, AssetStream, Held, Plan, SaveClock, SaveOptions, SaveRequest, Stamp, Unchanged, UserAsset,
     check_names,
@@ -143,7 +143,10 @@ impl Checkpoint {
         let Target { directory, name } = target;
         let (plan, seen) = self.plan(options)?;
         let held = self.hold(directory)?;
-        let stamp = Stamp { sequence: held.next_sequence()?, ..stamp };
+        // A sequence is one of a directory: in another one than the manager's, the same of this run may be another save.
+        let is_elsewhere = self.held.as_ref().is_some_and(|own| !own.is_of(directory));
+        let run = if is_elsewhere { nonce() } else { stamp.run };
+        let stamp = Stamp { sequence: held.next_sequence()?, run, ..stamp };
         let unchanged = Unchanged::since_nothing(&plan, seen);
         let request = self.request(plan, unchanged, stamp, options, clock)?.since(since);
         directory.must_be_free(name)?;
