@@ -73,7 +73,8 @@ impl Part {
     ///
     /// # Errors
     /// As for [`Checkpoint::write`], also if the step that ended meanwhile was that of another object of the checkpoint,
-    /// such as the optimizer of a model.
+    /// such as the optimizer of a model; and if another object cannot be saved at this moment, such as averages that are
+    /// swapped in, because it may have changed this one.
     pub fn write(&self, path: impl Into<Location>) -> Result<Location> {
         self.alone()?.write(path)
     }

@@ -165,6 +165,10 @@ pub trait TensorLeaf: Send + Sync {
 
     /// Identifies the tensor object, whatever memory it has: handles to the same object return the same number.
     /// Defaults to `None`.
+    ///
+    /// A leaf that a [`Collection`](crate::Collection) makes anew for every list of its children should have this or an
+    /// [`identity`](TensorLeaf::identity). Otherwise, what a failed restore has left in it is recognized, and not saved, only
+    /// as long as the same [`Node`](crate::Node) is tracked.
     fn variable(&self) -> Option<usize> {
         None
     }
