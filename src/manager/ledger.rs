@@ -14,7 +14,7 @@ use crate::rules::Rule;
 use crate::save::{Held, Memo};
 use crate::sync::{Arc, Mutex};
 use chrono::{DateTime, Utc};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io::ErrorKind;
 use std::time::Duration;
 
@@ -49,6 +49,8 @@ pub(super) struct Ledger {
     pub unreachable: Vec<(String, Error)>,
     /// Those that another version wrote or marked, and that are older than the newest, by name.
     pub older: HashSet<String>,
+    /// The sequences of all that were of this run since the manager was opened, also of those that are gone, by run.
+    was: HashMap<String, BTreeSet<u64>>,
     /// Those that were skipped and still have their number.
     pub stuck: Vec<String>,
     /// Those that their user skipped, and that could not be renamed.
@@ -105,6 +107,7 @@ impl Ledger {
             undecided: None,
             unreachable: Vec::new(),
             older: HashSet::new(),
+            was: HashMap::new(),
             stuck: Vec::new(),
             skipped: HashSet::new(),
             opened,
@@ -275,15 +278,23 @@ impl Ledger {
 
     /// Adds a checkpoint that was saved.
     pub(super) fn add(&mut self, found: Found) {
+        self.note(found.id());
         self.skipped.remove(&found.entry.name);
         self.older.remove(&found.entry.name);
         self.known.push(found);
     }
 
+    fn note(&mut self, id: Follows) {
+        self.was.entry(id.run).or_default().insert(id.sequence);
+    }
+
     /// Damaged ones count among the damaged.
     fn take_in_superseded(&mut self, name: String, found: Result<Found>) {
         let error = match found {
-            Ok(found) => return self.superseded.push((name, found)),
+            Ok(found) => {
+                self.note(found.id());
+                return self.superseded.push((name, found));
+            }
             Err(error) => error,
         };
         let path = self.path(&name);
@@ -320,6 +331,8 @@ impl Ledger {
         self.others.clear();
         self.leave(others);
         self.undecided = None;
+        let ids: Vec<Follows> = self.known.iter().map(Found::id).collect();
+        ids.into_iter().for_each(|id| self.note(id));
     }
 
     /// Decides for the run of the checkpoint `id`, which was restored.
@@ -566,12 +579,13 @@ impl Ledger {
         self.known.iter().chain(superseded).any(|found| found.id() == *id)
     }
 
-    /// Returns `true` if a checkpoint is, or was, one of this directory's run, even if it has been removed: one that is there
-    /// names its run, so that their sequences can be compared.
+    /// Returns `true` if a checkpoint is, or was, one of this directory's run, even if it has been removed since, or, where
+    /// one that is there names its run, before this manager was opened: sequences of one directory can be compared.
     pub(super) fn was_here(&self, id: &Follows) -> bool {
+        let was = || self.was.get(&id.run).is_some_and(|sequences| sequences.contains(&id.sequence));
         let all = || self.known.iter().chain(self.superseded.iter().map(|(_, found)| found));
-        let names_its_run = || all().any(|found| found.runs().any(|run| run == id.run));
-        self.has(id) || self.directory.rules().hold(Rule::GoneBefore) && names_its_run()
+        let is_named = || all().any(|found| found.runs().any(|run| run == id.run));
+        self.has(id) || self.directory.rules().hold(Rule::GoneBefore) && (was() || is_named())
     }
 
     /// Why a directory without a usable checkpoint is not the same as an empty one.
