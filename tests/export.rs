@@ -163,6 +163,32 @@ fn a_part_without_a_remainder_is_right_or_refused_for_one_with_a_remainder() -> 
 }
 
 #[test]
+fn a_size_that_data_decides_is_refused() {
+    let _turn = turn();
+    let vs = VarStore::new(Device::Cpu);
+    // No element is 0, so that everything is selected.
+    let examples: [&[Tensor]; 2] = [&[numbers(&[2, 3]).abs() + 1.0], &[numbers(&[3, 5]).abs() + 1.0]];
+    let masked: fn(&Tensor) -> Tensor = |x| x.masked_select(&x.not_equal(0.0));
+    let indexed: fn(&Tensor) -> Tensor = |x| x.index(&[Some(x.not_equal(0.0))]);
+    let places: fn(&Tensor) -> Tensor = |x| x.nonzero().to_kind(Kind::Float);
+    for select in [masked, indexed, places] {
+        let text = refusal(&vs, &examples, |x| {
+            let kept = select(&x[0]);
+            vec![kept.sum(Kind::Float) / kept.size()[0]]
+        });
+        assert!(text.contains("selected by the data"), "{text}");
+        // Without its size, or where its size is another one.
+        export(&vs, &examples, |x| vec![select(&x[0]).sum(Kind::Float) / x[0].size()[0]]).unwrap();
+        export(&vs, &examples, |x| vec![select(&x[0]).mean(Kind::Float)]).unwrap();
+    }
+    let fewer = Tensor::zeros([4, 3], FLOAT);
+    let examples: [&[Tensor]; 3] = [examples[0], examples[1], &[fewer]];
+    let (saved, _dir) =
+        export(&vs, &examples, |x| vec![masked(&x[0]).sum(Kind::Float) / (x[0].size()[0] * x[0].size()[1])]).unwrap();
+    drop(saved);
+}
+
+#[test]
 fn a_number_read_out_of_a_tensor_is_refused() {
     let _turn = turn();
     let vs = VarStore::new(Device::Cpu);

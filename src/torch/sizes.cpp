@@ -12,6 +12,7 @@
 #include <cstring>
 #include <optional>
 #include <sstream>
+#include <string_view>
 #include <unordered_map>
 #include <utility>
 
@@ -108,10 +109,41 @@ std::string shapes(const Inputs &inputs, size_t k) {
   return text.str();
 }
 
+// Returns the dimension of an operation's first output that is how many elements or rows were selected by the data, if there is
+// one.
+std::optional<size_t> dim_by_data(const Node *node) {
+  const std::string_view name = node->kind().toQualString();
+  for (const std::string_view selects : {"aten::masked_select", "aten::nonzero", "aten::argwhere", "aten::_unique", "aten::_unique2",
+                                         "aten::unique_consecutive", "aten::bincount"})
+    if (name == selects)
+      return 0;
+  if (node->kind() != at::aten::index)
+    return {};
+  // Of its indices, masks select by data.
+  const auto indices = node->input(1)->node()->inputs();
+  for (size_t dim = 0; dim < indices.size(); dim++) {
+    const auto type = indices[dim]->type()->cast<c10::TensorType>();
+    const auto scalar = type ? type->scalarType() : std::nullopt;
+    if (scalar == at::kBool || scalar == at::kByte)
+      return dim;
+  }
+  return {};
+}
+
+// Returns a size of a value in a trace.
+std::optional<int64_t> size_of(const Value *value, size_t dim) {
+  const auto type = value->type()->cast<c10::TensorType>();
+  const auto sizes = type ? type->sizes().concrete_sizes() : std::nullopt;
+  return sizes && dim < sizes->size() ? std::optional<int64_t>((*sizes)[dim]) : std::nullopt;
+}
+
 class Merger {
 public:
   Merger(std::shared_ptr<Graph> graph, const Inputs &inputs)
       : graph_(std::move(graph)), inputs_(inputs), sizes_(varying_sizes(inputs)) {}
+
+  // An operation selects so many elements or rows in each of the traces, by their data.
+  void selects(const Node *node, Numbers counts) { selected_.emplace_back(node->kind().toQualString(), std::move(counts)); }
 
   // `values` are the values of a constant in each of the traces.
   void constant(Node *node, const std::vector<IValue> &values) {
@@ -131,6 +163,7 @@ public:
             "the closure computes with a value that differs between the examples, outside of tensors: " +
                 text(values[0]) + " for the first, " + text(values[inputs_.given - 1]) + " for the last, " + where +
                 ". A trace would keep the first for good; compute it with operations on the input tensors");
+    depends_on_sizes(numbers, values, where);
     const Expression chosen = choose(numbers, where);
     confirm(chosen, values, where);
     torch::jit::WithInsertPoint at(*graph_->nodes().begin());
@@ -165,6 +198,20 @@ private:
           if (k > i)
             must_differ(*number, Expression{{i, j, k}}, values, where);
       }
+  }
+
+  // Throws if the number is that of what an operation selects in every trace. Where everything is selected, it is a function
+  // of sizes as well.
+  void depends_on_sizes(const Numbers &numbers, const std::vector<IValue> &values, const std::string &where) const {
+    for (const auto &[operation, counts] : selected_) {
+      bool differs = false;
+      for (size_t k = 0; k < values.size(); k++)
+        differs |= whole(values[k]) != counts[k];
+      require(differs, "the number " + list(numbers) + " " + where + " is how many elements or rows " + operation +
+                           " has selected by the data, which a program would take for a function of the inputs' sizes. Compute "
+                           "it with operations on tensors, such as the sum of a mask; if it is a size of an input, give one "
+                           "more example, in which fewer are selected");
+    }
   }
 
   // Throws if the number in the values, a constant, could also be that expression of sizes.
@@ -312,6 +359,8 @@ private:
   std::shared_ptr<Graph> graph_;
   const Inputs &inputs_;
   std::vector<Size> sizes_;
+  // The operations that select by data, with how many elements or rows in each of the traces.
+  std::vector<std::pair<std::string, Numbers>> selected_;
 };
 
 [[noreturn]] void different(const Inputs &inputs, size_t k, const Node *first, const Node *other) {
@@ -389,6 +438,15 @@ std::shared_ptr<Graph> follow_sizes(const std::vector<std::shared_ptr<Graph>> &g
     if (all[k].size() > all[0].size())
       different(inputs, k, nullptr, all[k][all[0].size()]);
     inputs_agree(k, graphs[0]->return_node(), graphs[k]->return_node());
+  }
+  for (const Node *node : all[0]) {
+    const auto dim = dim_by_data(node);
+    Numbers counts;
+    for (size_t k = 0; dim && k < graphs.size(); k++)
+      if (const auto count = size_of(k == 0 ? node->outputs()[0] : twins[k].at(node->outputs()[0]), *dim))
+        counts.push_back(*count);
+    if (dim && counts.size() == graphs.size())
+      merger.selects(node, std::move(counts));
   }
   for (auto &[node, values] : constants)
     merger.constant(node, values);
