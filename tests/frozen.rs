@@ -6,8 +6,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use tch::nn::{self, Module, ModuleT, VarStore};
 use tch::{Device, Kind, Tensor};
+use tch_checkpoint::map::NameMap;
 use tch_checkpoint::{
-    Checkpoint, CheckpointManager, CheckpointReader, Counter, RestoreOptions, Trainable, Variables, optim,
+    Checkpoint, CheckpointManager, CheckpointReader, Counter, RestoreOptions, Trainable, Variables, interop, optim,
     verify_checkpoint,
 };
 
@@ -167,6 +168,38 @@ fn only_what_is_trained_or_selected_is_tracked() -> Outcome {
 }
 
 #[test]
+fn a_damaged_checkpoint_leaves_nothing_in_a_frozen_variable_that_the_older_one_lacks() -> Outcome {
+    for trainable in [Trainable::Live, Trainable::Saved] {
+        let dir = tempfile::tempdir()?;
+        let open = |model: &Model| {
+            let adapters = Variables::of(&model.vs).under("encoder").trainable();
+            let checkpoint = Checkpoint::new()
+                .track("adapters", adapters)?
+                .track("last", Tensor::ones([300], (Kind::Float, Device::Cpu)))?;
+            CheckpointManager::builder(checkpoint, dir.path()).open()
+        };
+        let model = Model::new();
+        model.freeze(true);
+        let mut manager = open(&model)?;
+        manager.save_at(1)?;
+        model.freeze(false);
+        let path = manager.save_at(2)?;
+        manager.close()?;
+        let file = path.join("last.safetensors");
+        let mut bytes = fs::read(&file)?;
+        *bytes.last_mut().ok_or("an empty file")? ^= 1;
+        fs::write(&file, bytes)?;
+        let other = Model::new();
+        other.freeze(true);
+        let before = other.body.ws.copy();
+        let start = open(&other)?.restore_or_initialize_with(&RestoreOptions::new().trainable(trainable))?;
+        assert_eq!(start.restored.and_then(|status| status.step()), Some(1));
+        assert_eq!(other.body.ws, before);
+    }
+    Ok(())
+}
+
+#[test]
 fn what_was_trained_is_restored_where_only_what_is_trained_is_tracked() -> Outcome {
     let dir = tempfile::tempdir()?;
     let model = Model::new();
@@ -190,6 +223,20 @@ fn what_was_trained_is_restored_where_only_what_is_trained_is_tracked() -> Outco
         manager.restore_or_initialize_with(&RestoreOptions::new().trainable(trainable))?;
         assert_eq!((&other.body.ws, &other.head.ws), (&model.body.ws, &model.head.ws));
         assert_eq!(other.body.ws.requires_grad(), trainable == Trainable::Saved);
+    }
+    // Under other names, or through a reader of any format, too.
+    let path = dir.path().join("ckpt-1");
+    for by_name in [true, false] {
+        let other = Model::new();
+        other.freeze(true);
+        let mut checkpoint =
+            Checkpoint::new().track("adapters", Variables::of(&other.vs).under("encoder").trainable())?;
+        if by_name {
+            checkpoint.restore_with(&path, &RestoreOptions::new().map(NameMap::new()))?.assert_consumed()?;
+        } else {
+            checkpoint.restore_source(&*interop::open(&path)?, &RestoreOptions::new())?;
+        }
+        assert_eq!((&other.body.ws, &other.head.ws), (&model.body.ws, &model.head.ws), "{by_name}");
     }
     // Back in the process that has frozen it since.
     let mut checkpoint = Checkpoint::new().track("adapters", Variables::of(&model.vs).under("encoder").trainable())?;

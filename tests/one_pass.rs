@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use tch_checkpoint::{Checkpoint, CheckpointManager, CheckpointManagerBuilder, Counter, Error, RestoreOptions};
+use tch_checkpoint::{Checkpoint, CheckpointManager, CheckpointManagerBuilder, Counter, Error, RestoreOptions, Verify};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
@@ -129,6 +129,28 @@ fn if_none_is_intact_the_error_says_that_objects_are_mixed_and_nothing_is_saved(
         let run = Run::new(9);
         assert!(run.builder(dir.path())?.fresh_start().open()?.restore_or_initialize()?.restored.is_none());
     }
+    Ok(())
+}
+
+#[test]
+fn an_initialization_that_stopped_half_way_is_tried_again() -> Outcome {
+    let (dir, pretrained) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    saved(pretrained.path(), 1)?;
+    damage(pretrained.path(), 1)?;
+    let run = Run::new(7);
+    let while_reading = RestoreOptions::new().verify(Verify::WhileReading);
+    let from = pretrained.path().join("ckpt-1");
+    let mut manager = run.builder(dir.path())?.initialize_from(from, while_reading).open()?;
+    for _ in 0..2 {
+        let error = manager.restore_or_initialize().unwrap_err();
+        assert!(matches!(error, Error::PartlyRestored { .. }), "{error}");
+        assert!(manager.save_at(3).is_err());
+    }
+    // Repaired.
+    damage(pretrained.path(), 1)?;
+    assert!(manager.restore_or_initialize()?.initialized.is_some());
+    assert!(run.is_at(1));
+    manager.save_at(2)?;
     Ok(())
 }
 

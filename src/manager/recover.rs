@@ -102,8 +102,10 @@ impl CheckpointManager {
                 Err(error) => return Err(self.checkpoint.explain_torn(&path, error)),
             }
         }
-        // A run does not start over with partly overwritten objects.
-        if self.checkpoint.is_torn() {
+        // A run does not start over with partly overwritten objects, unless what it is initialized from overwrites them.
+        let is_initialized =
+            self.initialize_from.is_some() && first_error.is_none() && self.ledger().why_not_afresh().is_none();
+        if self.checkpoint.is_torn() && !is_initialized {
             let nothing = || "there is no older checkpoint to restore over it".to_string();
             let error = first_error.unwrap_or_else(|| {
                 let reason = self.ledger().why_not_afresh().unwrap_or_else(nothing);
@@ -134,6 +136,10 @@ impl CheckpointManager {
             Some((path, options)) => Some(self.read_initial(&path, &options)?),
             None => None,
         };
+        if self.checkpoint.is_torn() {
+            let reason = "what the run is initialized from lacks a part of what was overwritten".to_string();
+            return Err(self.checkpoint.explain_torn(&root, Error::not_found(&root, reason)));
+        }
         (self.begun, self.head, self.last_step, self.restored_past) = (true, None, None, false);
         let passed_over = self.passed_over(passed_by);
         Ok(StartOutcome { restored: None, initialized, passed_over })

@@ -235,9 +235,10 @@ impl RestoreOptions {
         self.verify == Verify::Before
     }
 
-    /// Returns `true` if an object may be left without a value.
+    /// Returns `true` if an object may be left without a value. Where the flags may differ, that is a frozen variable which
+    /// only some checkpoints have: it is restored from those.
     pub(crate) fn has_exceptions(&self) -> bool {
-        !self.missing.is_empty() || !self.mismatched.is_empty()
+        !self.missing.is_empty() || !self.mismatched.is_empty() || self.trainable.is_some()
     }
 
     /// Returns `true` if the saved flag is to be set.

@@ -60,7 +60,8 @@ impl<'a> Origin<'a> {
             Origin::Ours(source) => source.saved(),
             Origin::Any(any) => {
                 let (tensors, values) = (any.source.tensors().iter(), any.source.values().keys());
-                tree(tensors, values, |key| any.source.was_trained(key))
+                let requires_grad = |key: &str| any.source.requires_grad(key) == Some(true);
+                tree(tensors, values, |key| any.source.was_trained(key) || requires_grad(key))
             }
         }
     }
