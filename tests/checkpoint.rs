@@ -3,17 +3,18 @@
 mod common;
 
 use common::Memory;
+use common::steps::Steps;
 use std::collections::BTreeMap;
 use std::fs;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 #[cfg(feature = "huggingface")]
 use tch_checkpoint::WeightsExport;
 use tch_checkpoint::{
     AssetStream, BoxError, Checkpoint, CheckpointManager, CheckpointReader, Child, Collection, Counter, Created, Dtype,
-    Error, Gate, Guarded, Node, Preemption, Progress, RestoreOptions, SaveOptions, SavedTree, TensorBytes, TensorLeaf,
-    TensorSpec, TensorTarget, Trackable, Value, ValueApply, ValueLeaf, Verify, checkpoints, latest_checkpoint,
+    Error, Node, Preemption, Progress, RestoreOptions, SaveOptions, SavedTree, TensorBytes, TensorLeaf, TensorSpec,
+    TensorTarget, Trackable, Value, Verify, checkpoints, latest_checkpoint,
 };
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -461,30 +462,6 @@ fn progress_counts_every_byte_once_or_twice() {
         let restored = std::mem::take(&mut *seen.lock().unwrap());
         let last = restored.iter().max_by_key(|progress| progress.done).unwrap();
         assert_eq!((last.done, last.total, last.percent()), (passes * 20_000_000, passes * 20_000_000, 100.0));
-    }
-}
-
-/// What a gated writer changes: here, the number of its steps.
-#[derive(Clone, Default)]
-struct Steps(Arc<AtomicU64>);
-
-impl Collection for Steps {
-    fn children(&self) -> Result<Vec<Child>, BoxError> {
-        Ok(vec![Child::new("steps", Node::value(self.clone()))])
-    }
-
-    fn guarded(&self) -> Option<Guarded> {
-        Some(Guarded::new(Gate::default(), []))
-    }
-}
-
-impl ValueLeaf for Steps {
-    fn save(&self) -> Result<serde_json::Value, BoxError> {
-        Ok(self.0.load(Ordering::SeqCst).into())
-    }
-
-    fn load(&self, _: &serde_json::Value) -> Result<ValueApply, BoxError> {
-        Err("read only".into())
     }
 }
 

@@ -5,16 +5,15 @@ mod bits;
 mod common;
 
 use bits::bits;
+use common::steps::Steps;
 use common::{python, turn};
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use tch::nn::{self, Module, ModuleT, RNN, VarStore};
 use tch::{Device, Kind, Tensor};
 use tch_checkpoint::format::{AssetEntry, Digest};
 use tch_checkpoint::{
-    BoxError, Checkpoint, CheckpointReader, Child, Collection, Counter, Error, Gate, Guarded, Location, Node,
-    SavedModel, SignatureDef, ValueApply, ValueLeaf, Variables, optim,
+    Checkpoint, CheckpointReader, Counter, Error, Location, Node, SavedModel, SignatureDef, Variables, optim,
 };
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -448,30 +447,6 @@ fn training_goes_on_where_it_was() -> Outcome {
     assert!(matches!(SavedModel::load(&other, Device::Cpu), Err(Error::NotFound { .. })));
     assert_eq!(all_bits(back.var_store()), before);
     Ok(())
-}
-
-/// What a gated writer changes: here, the number of its steps.
-#[derive(Clone, Default)]
-struct Steps(Arc<AtomicU64>);
-
-impl Collection for Steps {
-    fn children(&self) -> Result<Vec<Child>, BoxError> {
-        Ok(vec![Child::new("steps", Node::value(self.clone()))])
-    }
-
-    fn guarded(&self) -> Option<Guarded> {
-        Some(Guarded::new(Gate::default(), []))
-    }
-}
-
-impl ValueLeaf for Steps {
-    fn save(&self) -> Result<serde_json::Value, BoxError> {
-        Ok(self.0.load(Ordering::SeqCst).into())
-    }
-
-    fn load(&self, _: &serde_json::Value) -> Result<ValueApply, BoxError> {
-        Err("read only".into())
-    }
 }
 
 #[test]

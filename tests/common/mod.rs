@@ -7,6 +7,7 @@ pub mod documents;
 pub mod python;
 pub mod run;
 pub mod sources;
+pub mod steps;
 pub mod table;
 
 use std::sync::{Arc, Mutex, MutexGuard};
