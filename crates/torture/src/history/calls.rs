@@ -141,8 +141,8 @@ impl History {
         let Some(taken) = self.snapshot.take_if(|_| !self.random.one_in(4)) else {
             self.tell("a snapshot is taken");
             let snapshot = self.manager()?.checkpoint().snapshot().map_err(|e| format!("no snapshot: {e}"))?;
-            let (value, diverges, head) = (self.state.get(), self.diverges, self.line().head());
-            self.snapshot = Some(Taken { snapshot, value, diverges, head });
+            let (value, diverges, place) = (self.state.get(), self.diverges, self.line().place());
+            self.snapshot = Some(Taken { snapshot, value, diverges, place });
             return Ok(());
         };
         self.tell(format!("rollback to the snapshot of {}", taken.value));
@@ -152,7 +152,7 @@ impl History {
             return Err(format!("rolled back to {} instead of {}", self.state.get(), taken.value));
         }
         self.diverges = taken.diverges;
-        self.line().rolled_back(taken.head);
+        self.line().rolled_back(taken.place);
         self.snapshot = Some(taken);
         self.check_directory()?;
         match self.line().last_step.filter(|_| self.random.one_in(3)) {

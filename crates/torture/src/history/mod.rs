@@ -7,7 +7,7 @@ mod look;
 mod others;
 mod state;
 
-use super::oracle::{Line, Rules};
+use super::oracle::{Line, Place, Rules};
 use super::random::Random;
 use chrono::TimeDelta;
 use state::{NAMES, State, foreign_run};
@@ -138,8 +138,7 @@ struct Taken {
     snapshot: Snapshot,
     value: u64,
     diverges: bool,
-    /// The head of the line, as its order.
-    head: Option<u64>,
+    place: Place,
 }
 
 /// An error says what is wrong.

@@ -119,6 +119,14 @@ pub(super) struct Line {
     pub is_parted: bool,
 }
 
+/// Where a process is among the saves: the one that it restored or saved last, and the one of an earlier process that it
+/// goes back to.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    head: Option<u64>,
+    came_from: Option<u64>,
+}
+
 impl Line {
     /// A new process knows nothing.
     pub(super) fn opened(&mut self, time: i64) {
@@ -148,9 +156,9 @@ impl Line {
         self.own.iter().rfind(|made| made.is_taken() && !made.is_damaged)
     }
 
-    /// The one restored or saved last in this process.
-    pub(super) fn head(&self) -> Option<u64> {
-        self.head
+    /// Where a snapshot is taken now.
+    pub(super) fn place(&self) -> Place {
+        Place { head: self.head, came_from: self.came_from }
     }
 
     /// Whether a save at this step is due, if one is every `interval` steps.
@@ -182,13 +190,11 @@ impl Line {
         self.is_rolled_back = false;
     }
 
-    /// A snapshot was restored that was taken when this one was the head.
-    pub(super) fn rolled_back(&mut self, head: Option<u64>) {
+    /// A snapshot was restored that was taken there.
+    pub(super) fn rolled_back(&mut self, place: Place) {
         self.is_rolled_back = true;
-        match head {
-            Some(order) => self.goes_on_from(order),
-            None => (self.head, self.came_from) = (None, None),
-        }
+        (self.head, self.came_from) = (place.head, place.came_from);
+        self.restored = place.head.or(self.restored);
     }
 
     fn goes_on_from(&mut self, order: u64) {
