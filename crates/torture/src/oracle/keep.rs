@@ -39,7 +39,10 @@ impl Line {
         let replaces =
             |newer: &Made, made: &Made| newer.order > made.order && (newer.is_healthy() || !made.is_healthy());
         let newer = |made: &Made| self.own.iter().filter(|newer| newer.there && replaces(newer, made)).count();
-        let is_done = |made: &Made| newer(made) >= rules.latest && !made.permanent && !made.pinned;
+        // One from which a run can be restarted stays as long as there is no newer one.
+        let takes_over = |newer: &Made, made: &Made| newer.there && newer.order > made.order && newer.is_taken();
+        let is_needed = |made: &Made| made.is_taken() && !self.own.iter().any(|newer| takes_over(newer, made));
+        let is_done = |made: &Made| newer(made) >= rules.latest && !is_needed(made) && !made.permanent && !made.pinned;
         let done: Vec<bool> = self.aside.iter().map(is_done).collect();
         for (made, done) in self.aside.iter_mut().zip(done) {
             made.there &= !done;
