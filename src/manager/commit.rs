@@ -229,17 +229,21 @@ impl Commit {
 
     /// Removes the pins that the new checkpoint has taken over from the one that it replaces: one copy of a state is kept.
     fn take_pins_off(&self) {
-        let pins = self.noted.iter().filter(|kind| matches!(kind, MarkKind::Pin { .. }));
+        let pins: Vec<&MarkKind> = self.noted.iter().filter(|kind| matches!(kind, MarkKind::Pin { .. })).collect();
+        if pins.is_empty() {
+            return;
+        }
         let is_replaced = |(_, found): &&(String, Found)| found.entry.name == self.name;
-        let Some((aside, mut found)) = self.ledger().superseded.iter().rfind(is_replaced).cloned() else { return };
+        let replaced =
+            self.ledger().superseded.iter().rfind(is_replaced).map(|(aside, found)| (aside.clone(), found.id()));
+        let Some((aside, id)) = replaced else { return };
         for pin in pins {
-            if let Err(error) = remove_mark(&self.directory, &aside, found.id(), pin.clone()) {
+            if let Err(error) = remove_mark(&self.directory, &aside, id.clone(), pin.clone()) {
                 log::warn!("{aside} stays pinned, as does {}, which has replaced it: {error:#}", self.name);
             }
         }
-        read_marks(&self.directory, &aside, &mut found);
-        if let Some((_, known)) = self.ledger().superseded.iter_mut().find(|(name, _)| *name == aside) {
-            *known = found;
+        if let Ok(files) = self.directory.marks(&aside) {
+            self.ledger().note_marks(&aside, &files);
         }
     }
 

@@ -163,7 +163,7 @@ public:
             "the closure computes with a value that differs between the examples, outside of tensors: " +
                 text(values[0]) + " for the first, " + text(values[inputs_.given - 1]) + " for the last, " + where +
                 ". A trace would keep the first for good; compute it with operations on the input tensors");
-    depends_on_sizes(numbers, values, where);
+    must_not_be_selected(numbers, values, where);
     const Expression chosen = choose(numbers, where);
     confirm(chosen, values, where);
     torch::jit::WithInsertPoint at(*graph_->nodes().begin());
@@ -202,7 +202,7 @@ private:
 
   // Throws if the number is that of what an operation selects in every trace. Where everything is selected, it is a function
   // of sizes as well.
-  void depends_on_sizes(const Numbers &numbers, const std::vector<IValue> &values, const std::string &where) const {
+  void must_not_be_selected(const Numbers &numbers, const std::vector<IValue> &values, const std::string &where) const {
     for (const auto &[operation, counts] : selected_) {
       bool differs = false;
       for (size_t k = 0; k < values.size(); k++)
