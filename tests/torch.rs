@@ -163,6 +163,14 @@ fn tch_reads_a_component_file() -> Outcome {
     let mut again = Model::new();
     again.vs.load(whole.join("model.safetensors"))?;
     assert_eq!(again.bits(), saved.bits());
+
+    // Names that are escaped in keys.
+    let mut vs = VarStore::new(Device::Cpu);
+    let w = (vs.root() / "layer").ones("x/y%", &[2]);
+    let path = Checkpoint::new().track("model", Variables::of(&vs))?.write(dir.path().join("odd"))?;
+    tch::no_grad(|| drop(w.shallow_clone().zero_()));
+    vs.load(path.join("model.safetensors"))?;
+    assert_eq!(w.double_value(&[1]), 1.0);
     Ok(())
 }
 
@@ -315,6 +323,23 @@ fn a_store_is_tracked_as_it_is() -> Outcome {
     }
     Checkpoint::new().track("model", &model.vs)?.restore(&path)?;
     assert_eq!(model.bits(), saved);
+    Ok(())
+}
+
+/// They show the same memory until one of them is written.
+#[test]
+fn copy_on_write_clones_are_two_tensors() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let values = |tensor: &Tensor| Vec::<f32>::try_from(tensor).unwrap();
+    let both = |a: &Tensor, b: &Tensor| Checkpoint::new().track("a", a)?.track("b", b);
+    let one = Tensor::from_slice(&[1f32, 2.0]);
+    for (name, other) in [("equal", one.copy()), ("different", &one + 6.0)] {
+        let path = both(&one, &other)?.write(dir.path().join(name))?;
+        let a = Tensor::zeros([2], (Kind::Float, Device::Cpu));
+        let b = a.internal_lazy_clone();
+        both(&a, &b)?.restore(&path)?.assert_consumed()?;
+        assert_eq!((values(&a), values(&b)), (values(&one), values(&other)));
+    }
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 use super::Checkpoint;
 use crate::error::{Error, Result};
 use crate::format::Follows;
-use crate::graph::{Gated, Node, torn_keys};
+use crate::graph::{Gated, Node, torn_keys, walk};
 use crate::location::Location;
 use crate::name;
 use crate::restore::{
@@ -134,13 +134,18 @@ impl Checkpoint {
     ///
     /// The run continues from the checkpoint that it had restored or saved before the snapshot, if any: the next save
     /// of a manager supersedes later ones, as after a [restore](crate::CheckpointManager#going-back). `requires_grad`
-    /// is unchanged.
+    /// is unchanged. What a restore keeps for objects that are tracked later, and for variables that are built later, is
+    /// kept.
     ///
     /// # Errors
     /// [`Error::Mismatch`] if the objects differ from those of the snapshot: one was tracked later, or has another
     /// shape. No object has been changed then.
     pub fn rollback(&mut self, snapshot: &Snapshot) -> Result<()> {
+        // A snapshot has nothing of objects that come later, so that what a restore keeps for them still belongs to it.
+        let waiting = walk(&self.objects.list())?.collections;
+        let waiting: Vec<_> = waiting.iter().filter_map(|collection| collection.keep_waiting()).collect();
         self.apply(&Origin::any(snapshot), &RestoreOptions::new().verify(Verify::Never))?;
+        waiting.into_iter().for_each(|keep| keep());
         self.save_counter.set(snapshot.save_counter);
         self.follows.clone_from(&snapshot.follows);
         self.earlier.clone_from(&snapshot.earlier);

@@ -246,6 +246,13 @@ pub trait Collection: Send + Sync {
         Vec::new()
     }
 
+    /// Returns a function that keeps again what is [`waiting`](Collection::waiting) now. A rollback calls it: a snapshot has
+    /// nothing of objects that do not exist yet.
+    #[doc(hidden)]
+    fn keep_waiting(&self) -> Option<Box<dyn FnOnce()>> {
+        None
+    }
+
     /// Returns why the state is between two steps, such as gradients that no step has used, so that a checkpoint could
     /// not be resumed exactly. `None`, the default, allows a save at any time.
     fn unfinished(&self) -> Option<Unfinished> {

@@ -15,6 +15,7 @@
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <map>
@@ -22,6 +23,7 @@
 #include <string>
 #include <tuple>
 #include <utility>
+#include <vector>
 
 extern "C" {
 
@@ -102,10 +104,20 @@ void check(const Update &u) {
   require(u.grad.layout() == at::kStrided || sparse_is_fine,
           "its gradient is sparse, which only SGD without momentum and weight decay can use, for real numbers; build the "
           "embedding with `sparse: false`");
-  for (size_t k = 0; k < SLOTS; k++)
-    if (uses(o, k) && u.slots[k] && !is_step(o, k))
-      require(u.slots[k]->sizes() == u.param.sizes() && u.slots[k]->is_complex() == u.param.is_complex(),
-              "its shape has changed since the last step, or from real to complex numbers; build a new optimizer");
+  for (size_t k = 0; k < SLOTS; k++) {
+    if (!uses(o, k) || !u.slots[k])
+      continue;
+    const at::Tensor &slot = *u.slots[k];
+    // Whoever has a handle to a slot may have exchanged its memory.
+    if (is_step(o, k))
+      require(is_strided_memory(slot) && slot.scalar_type() == at::kFloat && slot.dim() == 0,
+              "its slot `step` is no longer one number of type `Float`; change it in place with `fill_`, or build a new "
+              "optimizer");
+    else
+      require(is_strided_memory(slot) && slot.sizes() == u.param.sizes() && slot.is_complex() == u.param.is_complex(),
+              "its shape or that of a slot has changed since the last step, or from real to complex numbers; build a new "
+              "optimizer");
+  }
 }
 
 // Creates missing slots, and moves those of a variable that was moved to another device, type or layout. Sets `moved` before
@@ -181,6 +193,19 @@ template <class Work> void on_threads(int64_t n, const Work &work) {
       /*grain_size=*/1);
 }
 
+// Returns whether two of these tensors, which are dense, have memory in common.
+bool overlap(const std::vector<at::Tensor> &tensors) {
+  std::vector<std::pair<const char *, const char *>> spans;
+  for (const at::Tensor &tensor : tensors)
+    if (tensor.storage().use_count() > 1) {
+      auto *begin = static_cast<const char *>(tensor.const_data_ptr());
+      spans.emplace_back(begin, begin + tensor.nbytes());
+    }
+  std::sort(spans.begin(), spans.end());
+  const auto meets = [](const auto &one, const auto &next) { return next.first < one.second; };
+  return std::adjacent_find(spans.begin(), spans.end(), meets) != spans.end();
+}
+
 // Updates parameters of one group, device and type with one kernel call.
 void fused_step(const tcp_options &o, const std::vector<Update *> &updates, bool small) {
   std::vector<at::Tensor> grads;
@@ -219,8 +244,8 @@ void fused_step(const tcp_options &o, const std::vector<Update *> &updates, bool
            o.eps, o.amsgrad, /*maximize=*/false, std::nullopt, std::nullopt);
   };
   // The CPU kernels divide every tensor among all threads, whatever its size, which takes far longer than the update of a
-  // small one. On one of libtorch's threads they do not.
-  if (small)
+  // small one. On one of libtorch's threads they do not. Parameters over the same memory are updated one after the other.
+  if (small && !overlap(params.tensors))
     on_threads(int64_t(updates.size()), kernel);
   else
     kernel(0, int64_t(updates.size()));

@@ -240,7 +240,9 @@ impl TensorLeaf for Leaf {
     }
 
     fn identity(&self) -> Option<Identity> {
-        let (spec, info, memory) = self.with(examine).ok()?;
+        // A copy-on-write clone is another tensor, although it shows the same memory until one of the two is written.
+        let examined = self.with(|tensor| shim::unshare(tensor).and_then(|()| examine(tensor)));
+        let (spec, info, memory) = examined.ok()?;
         if memory.bytes == 0 || memory.lazy {
             return None;
         }

@@ -89,6 +89,14 @@ char *tcp_tensor_info(const at::Tensor *tensor, tcp_info *info) {
   });
 }
 
+// Gives the tensor memory of its own if it shares it only until one of those who show it is written.
+char *tcp_unshare(const at::Tensor *tensor) {
+  return guarded([&] {
+    if (is_strided_memory(*tensor))
+      unshare(*tensor->storage().unsafeGetStorageImpl());
+  });
+}
+
 // Returns the tensor object, or null if the tensor is undefined.
 const void *tcp_object(const at::Tensor *tensor) { return tensor->defined() ? tensor->unsafeGetTensorImpl() : nullptr; }
 

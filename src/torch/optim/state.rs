@@ -156,6 +156,13 @@ pub(super) struct Waiting {
     pub may_mismatch: bool,
 }
 
+impl Clone for Waiting {
+    fn clone(&self) -> Waiting {
+        let slots = self.slots.iter().map(|(place, tensor)| (*place, tensor.shallow_clone())).collect();
+        Waiting { slots, ..*self }
+    }
+}
+
 impl Waiting {
     /// Checks that the slots fit the variable that they are for.
     fn check(&self, algorithm: Algorithm, variable: &Tensor) -> Result<(), String> {
@@ -480,14 +487,24 @@ impl State {
     }
 }
 
-/// Checks that a saved slot fits a variable of type and shape `variable`. The slots of a variable that was converted to
-/// another type stay as they are until its next step, and are saved so. A gradient has the variable's type.
-pub(super) fn check_spec(slot: Slot, saved: &TensorSpec, variable: &TensorSpec) -> Result<(), String> {
-    let count = TensorSpec::new(Dtype::F32, []);
-    let wanted = if slot.is_count { &count } else { variable };
+/// Returns `true` if a slot of this type and shape fits a variable of type and shape `variable`. The slots of a variable that
+/// was converted to another type stay as they are until its next step, and are saved so. A gradient has the variable's type.
+pub(super) fn fits(slot: Slot, found: &TensorSpec, variable: &TensorSpec) -> bool {
     let is_exact = slot.is_count || slot == options::GRADIENT;
-    if saved == wanted || (!is_exact && saved.shape == wanted.shape && can_convert(saved.dtype, wanted.dtype)) {
+    found == &wanted(slot, variable)
+        || (!is_exact && found.shape == variable.shape && can_convert(found.dtype, variable.dtype))
+}
+
+/// Returns the type and shape of a new slot.
+fn wanted(slot: Slot, variable: &TensorSpec) -> TensorSpec {
+    if slot.is_count { TensorSpec::new(Dtype::F32, []) } else { variable.clone() }
+}
+
+/// Checks that a saved slot fits a variable of type and shape `variable`.
+pub(super) fn check_spec(slot: Slot, saved: &TensorSpec, variable: &TensorSpec) -> Result<(), String> {
+    if fits(slot, saved, variable) {
         return Ok(());
     }
+    let wanted = wanted(slot, variable);
     Err(format!("the checkpoint's slot `{}` is {saved}, the variable needs {wanted}", slot.name))
 }

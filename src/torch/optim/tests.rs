@@ -228,7 +228,65 @@ fn slots_follow_a_variable_to_another_type() {
     assert!((state["exp_avg"].double_value(&[0]) - 0.36).abs() < 1e-6);
     w.shallow_clone().set_data(&Tensor::ones([4], (Kind::Double, Device::Cpu)));
     let refusal = optimizer.f_backward_step(&w.square().sum(Kind::Double)).unwrap_err().to_string();
-    assert!(refusal.starts_with("w: ") && refusal.contains("shape has changed"), "{refusal}");
+    assert!(refusal.starts_with("w: ") && refusal.contains("has changed since"), "{refusal}");
+}
+
+#[test]
+fn a_count_of_steps_that_is_no_longer_one_number_is_refused() {
+    fn check<C: OptimizerConfig + Copy>(config: C) {
+        for fused in [true, false] {
+            let vs = VarStore::new(Device::Cpu);
+            let w = vs.root().ones("w", &[3]);
+            let mut optimizer = config.build(&vs, 0.1).unwrap();
+            optimizer.set_fused(fused);
+            optimizer.backward_step(&w.square().sum(Kind::Float));
+            let Some(mut step) = optimizer.state("w").unwrap().remove("step") else { continue };
+            let checkpoint = crate::Checkpoint::new().track("optimizer", &optimizer).unwrap();
+            let before = w.detach().copy();
+            let mut refused = || {
+                let text = optimizer.f_backward_step(&w.square().sum(Kind::Float)).unwrap_err().to_string();
+                assert!(text.starts_with("w: ") && text.contains("slot `step`"), "{text}");
+                assert_eq!(w, before);
+                optimizer.zero_grad();
+                let text = checkpoint.snapshot().unwrap_err().to_string();
+                assert!(text.contains("slot `step`"), "{text}");
+            };
+            for kind in [Kind::Int64, Kind::Half, Kind::Double] {
+                step.set_data(&Tensor::ones([], (kind, Device::Cpu)));
+                refused();
+            }
+            step.set_data(&Tensor::ones([], (Kind::Float, Device::Cpu)));
+            let _ = step.resize_([0]);
+            refused();
+            step.set_data(&Tensor::from(3f32));
+            optimizer.backward_step(&w.square().sum(Kind::Float));
+            assert_eq!(optimizer.state("w").unwrap()["step"].double_value(&[]), 4.0);
+            let _ = checkpoint.snapshot().unwrap();
+        }
+    }
+    every!(check);
+}
+
+/// Small variables are otherwise stepped by several threads at once.
+#[test]
+fn variables_over_the_same_memory_are_stepped_one_after_the_other() {
+    let run = |threads| {
+        tch::set_num_threads(threads);
+        let vs = VarStore::new(Device::Cpu);
+        let a = vs.root().add("a", numbers(&[20_000], Kind::Float), true);
+        let b = vs.root().add("b", a.detach(), true);
+        let mut optimizer = Adam::default().build(&vs, 0.01).unwrap();
+        for _ in 0..30 {
+            optimizer.backward_step(&(&a * 2.0 + &b * &b).sum(Kind::Float));
+        }
+        a.detach()
+    };
+    let threads = tch::get_num_threads();
+    let expected = run(1);
+    for _ in 0..10 {
+        assert_eq!(run(4), expected);
+    }
+    tch::set_num_threads(threads);
 }
 
 #[test]

@@ -1,12 +1,12 @@
 //! An optimizer in the graph: its options as values, its slots as tensors that come and go.
 
 use super::options::{self, Slot};
-use super::state::{MAX_GROUPS, Shared, State, VALUES, Waiting, check_spec};
+use super::state::{MAX_GROUPS, Shared, State, VALUES, Waiting, check_spec, fits};
 use crate::dtype::TensorSpec;
 use crate::error::BoxError;
 use crate::graph::{Child, Collection, Created, Guarded, Node, SavedTree, Unfinished, ValueApply, ValueLeaf};
 use crate::torch::shim::{self, StepOptions};
-use crate::torch::tensor::{Leaf, can_convert, examine, scalar_type};
+use crate::torch::tensor::{Leaf, examine, scalar_type};
 use serde_json::Value;
 use std::collections::HashSet;
 use tch::Tensor;
@@ -244,6 +244,14 @@ impl Collection for AllSlots {
         state.pending.keys().cloned().collect()
     }
 
+    fn keep_waiting(&self) -> Option<Box<dyn FnOnce()>> {
+        let mut state = self.0.lock();
+        // Errors are reported by `children`.
+        let _ = state.sync();
+        let (kept, shared) = (state.pending.clone(), self.0.clone());
+        (!kept.is_empty()).then(|| Box::new(move || shared.lock().pending.extend(kept)) as Box<dyn FnOnce()>)
+    }
+
     fn remove(&self, variables: &[String]) {
         let mut state = self.0.lock();
         let dropped: HashSet<&String> = variables.iter().collect();
@@ -360,8 +368,13 @@ fn restored(slots: Vec<NewSlot>) -> Vec<(usize, Tensor)> {
 /// Checks that a slot still belongs to its variable, as a step does. It could not be restored otherwise.
 fn check_slot(slot: Slot, tensor: &Tensor, variable: &TensorSpec) -> Result<(), String> {
     let found = examine(tensor)?.0;
-    match slot.is_count || (found.shape == variable.shape && can_convert(found.dtype, variable.dtype)) {
+    match fits(slot, &found, variable) {
         true => Ok(()),
+        false if slot.is_count => Err(format!(
+            "its slot `{}` is {found}, and no longer one number of type F32; change it in place with `fill_`, or build a new \
+             optimizer",
+            slot.name
+        )),
         false => Err(format!(
             "its shape has changed since the last step, or from real to complex numbers: its slot `{}` is {found}, and it is \
              {variable}; build a new optimizer",

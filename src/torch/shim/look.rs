@@ -2,7 +2,8 @@
 
 use super::{
     RawInfo, Wait, check, tcp_fingerprint, tcp_fingerprints, tcp_free_batch, tcp_is_alone, tcp_is_lost, tcp_join,
-    tcp_look, tcp_new_batch, tcp_object, tcp_objects, tcp_tensor_info, tcp_unwatch, tcp_version, tcp_watch,
+    tcp_look, tcp_new_batch, tcp_object, tcp_objects, tcp_tensor_info, tcp_unshare, tcp_unwatch, tcp_version,
+    tcp_watch,
 };
 use crate::graph::Seen;
 use std::ffi::c_void;
@@ -112,6 +113,12 @@ pub(crate) fn info(tensor: &Tensor) -> Result<Info, String> {
 pub(crate) fn object(tensor: &Tensor) -> usize {
     // SAFETY: the tensor lives.
     unsafe { tcp_object(tensor.as_ptr()) as usize }
+}
+
+/// Gives the tensor memory of its own if it shares it only until one of those that show it is written (copy-on-write).
+pub(crate) fn unshare(tensor: &Tensor) -> Result<(), String> {
+    // SAFETY: the tensor lives.
+    check(unsafe { tcp_unshare(tensor.as_ptr()) })
 }
 
 /// Whether nobody else has a handle to the tensor or to its memory.

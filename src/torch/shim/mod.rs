@@ -8,7 +8,7 @@ mod steps;
 
 pub(crate) use look::{
     Info, Memory, NoMemory, Tensors, fingerprint, fingerprint_at, fingerprints, info, is_alone, is_lost, object,
-    objects, unwatch, version, version_at, watch,
+    objects, unshare, unwatch, version, version_at, watch,
 };
 pub(crate) use memory::{Pinned, copy, copy_plain, exchange, fill, on_cpu, open, written, zeros, zeros_like, zeros_of};
 pub(crate) use random::{
@@ -70,6 +70,7 @@ struct RawInfo {
 unsafe extern "C" {
     fn tcp_free_message(text: *mut c_char);
     fn tcp_tensor_info(tensor: *const C_tensor, info: *mut RawInfo) -> *mut c_char;
+    fn tcp_unshare(tensor: *const C_tensor) -> *mut c_char;
     fn tcp_object(tensor: *const C_tensor) -> *const c_void;
     fn tcp_version(tensor: *const C_tensor) -> i64;
     fn tcp_is_alone(tensor: *const C_tensor) -> bool;
