@@ -214,7 +214,7 @@ impl Collection for Variables {
             children.push(Child {
                 name: name.to_string(),
                 node: tensor.node(),
-                name_in_file: self.prefix.is_some().then(|| full.to_string()),
+                name_in_file: Some(full.to_string()),
                 // Buffers require no gradient either, and change.
                 frozen: parameters.contains(&object(tensor)) && !tensor.requires_grad(),
             });
@@ -233,8 +233,7 @@ impl Collection for Variables {
         if let Some(reason) = Renamed::of(&self.table, &table.named_variables).why(&full) {
             return Err(reason.into());
         }
-        let name_in_file = self.prefix.is_some().then_some(full);
-        Ok(Some(Created { name_in_file, ..Created::new(tensor.node(), || ()) }))
+        Ok(Some(Created { name_in_file: Some(full), ..Created::new(tensor.node(), || ()) }))
     }
 
     fn generation(&self) -> Option<u64> {
@@ -263,8 +262,8 @@ impl From<&Variables> for Variables {
 pub(super) struct Listed {
     /// Its name below the prefix.
     pub name: String,
-    /// Its name in the store, where that differs.
-    pub full_name: Option<String>,
+    /// Its name in the store.
+    pub full_name: String,
     pub tensor: Tensor,
     /// Whether the store lists it as trainable; otherwise it is a buffer.
     pub is_trainable: bool,
@@ -282,7 +281,7 @@ impl Variables {
             }
             Ok(Listed {
                 name: name.to_string(),
-                full_name: self.prefix.is_some().then(|| full.to_string()),
+                full_name: full.to_string(),
                 tensor: tensor.shallow_clone(),
                 is_trainable: trainable.contains(&object(tensor)),
             })
@@ -312,8 +311,8 @@ impl Variables {
         if let Some(reason) = Renamed::of(&self.table, &table.named_variables).why(&full) {
             return Err(reason);
         }
-        let full_name = self.prefix.is_some().then(|| full.clone());
-        Ok(Some(Listed { name: name.to_string(), full_name, tensor: tensor.shallow_clone(), is_trainable: true }))
+        let tensor = tensor.shallow_clone();
+        Ok(Some(Listed { name: name.to_string(), full_name: full, tensor, is_trainable: true }))
     }
 
     /// Returns the variable of this name below the prefix, selected or not.
@@ -459,6 +458,13 @@ mod tests {
         let leaves = walk(&[("model".to_string(), Variables::of(&vs).node())]).unwrap().leaves;
         assert_eq!((leaves[0].key.as_str(), leaves[0].name_in_file.as_str()), ("model/encoder.w", "encoder.w"));
         assert!(matches!(leaves[0].object, LeafObject::Tensor(_)));
+        // A name is one component of the key, but is not escaped in the file.
+        let vs = store(&["encoder.a/b%"]);
+        for variables in [Variables::of(&vs), Variables::of(&vs).under("encoder")] {
+            let leaves = walk(&[("model".to_string(), variables.node())]).unwrap().leaves;
+            assert_eq!(leaves[0].name_in_file.as_str(), "encoder.a/b%");
+            assert!(leaves[0].key.ends_with("a%2Fb%25"), "{}", leaves[0].key);
+        }
     }
 
     #[test]

@@ -48,8 +48,8 @@ pub(super) struct Entry {
 pub(super) struct Named {
     /// The index in `State::entries`.
     pub place: usize,
-    /// The name in the store, where that differs.
-    pub full_name: Option<String>,
+    /// The name in the store.
+    pub full_name: String,
 }
 
 /// The number of updates, saved with the averages.
@@ -174,7 +174,7 @@ impl State {
 
     /// Returns an average for a variable that is not selected because it is frozen, with the variable's name in the store
     /// where that differs: a new one, unless it has one under another name. `None` if there is no such variable.
-    pub(super) fn frozen(&mut self, name: &str) -> Result<Option<(Entry, Option<String>)>, String> {
+    pub(super) fn frozen(&mut self, name: &str) -> Result<Option<(Entry, String)>, String> {
         if self.names.contains_key(name) || !self.may_be_frozen() {
             return Ok(None);
         }
@@ -217,7 +217,7 @@ impl State {
     }
 
     /// Adds an average that a restore has set.
-    pub(super) fn adopt(&mut self, entry: Entry, full_name: Option<String>) {
+    pub(super) fn adopt(&mut self, entry: Entry, full_name: String) {
         let name = entry.name.clone();
         let known = self.entries.iter().position(|known| known.object == entry.object);
         let place = known.unwrap_or_else(|| {

@@ -31,7 +31,7 @@ impl Collection for Shared {
         let mut children = vec![Child::new(PROGRESS, Node::value(Count(self.clone())))];
         children.extend(state.names.iter().filter_map(|(name, named)| {
             let node = Node::tensor(Leaf::new(&state.entries.get(named.place)?.average));
-            Some(Child { name_in_file: named.full_name.clone(), ..Child::new(name, node) })
+            Some(Child { name_in_file: Some(named.full_name.clone()), ..Child::new(name, node) })
         }));
         Ok(children)
     }
@@ -42,7 +42,7 @@ impl Collection for Shared {
         let Some((entry, full_name)) = self.lock().frozen(name)? else { return Ok(None) };
         let node = Node::tensor(Leaf::new(&entry.average));
         let shared = self.clone();
-        let name_in_file = full_name.clone();
+        let name_in_file = Some(full_name.clone());
         let created = Created::new(node, move || shared.lock().adopt(entry, full_name));
         Ok(Some(Created { name_in_file, ..created }))
     }
