@@ -551,6 +551,24 @@ fn a_proposal_fits_and_says_how_sure_it_is() {
     assert_eq!(proposal.to_string().parse::<NameMap>().unwrap(), proposal.map());
 }
 
+/// A tied tensor is found under each of its names.
+#[test]
+fn a_proposal_unties_what_has_the_same_names() {
+    let temp = tempfile::tempdir().unwrap();
+    let write = |name: &str, memory: [&Memory; 3]| {
+        let [a, b, c] = memory;
+        let objects = BTreeMap::from([("a", a), ("b", b), ("c", c)]);
+        let path = Checkpoint::new().track("m", objects).unwrap().write(temp.path().join(name)).unwrap();
+        tch_checkpoint::interop::open(path).unwrap()
+    };
+    let (one, two, three) = (Memory::seeded(50, 1), Memory::seeded(50, 2), Memory::seeded(50, 3));
+    let (tied, untied) = (write("tied", [&one, &one, &two]), write("untied", [&one, &two, &three]));
+    let proposal = propose(&*tied, &*untied);
+    let lines: Vec<_> = proposal.lines.iter().map(|line| (line.name.as_str(), line.made_of.as_str())).collect();
+    assert_eq!(lines, [("m/a", "m/a"), ("m/b", "m/b"), ("m/c", "m/c")]);
+    assert!(proposal.missing.is_empty() && proposal.unused.is_empty());
+}
+
 /// What a map of a few lines may cost on a source of many names, or of long ones.
 #[test]
 fn many_names_take_time_in_proportion() {

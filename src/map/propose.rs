@@ -230,8 +230,10 @@ impl Proposing<'_> {
             shape.sort_unstable();
             (shape, is_float(spec))
         };
-        for (key, spec) in self.sources.iter().filter(|(key, _)| !self.used.contains(self.from.first_alias(key))) {
-            by_size.entry(group(spec)).or_default().push(key);
+        for (key, spec) in self.sources {
+            if all.contains_key(key) || !self.used.contains(self.from.first_alias(key)) {
+                by_size.entry(group(spec)).or_default().push(key);
+            }
         }
         let place = |places: &BTreeMap<String, usize>, key: &str| {
             places.get(key).map_or(0.5, |at| *at as f64 / places.len().max(1) as f64)
@@ -267,7 +269,9 @@ impl Proposing<'_> {
         }
         for pair in &pairs {
             let first = self.from.first_alias(pair.source);
-            if self.used.contains(first) || wanted.remove(pair.wanted).is_none() {
+            // A tied tensor is used under each of its names that is wanted.
+            let is_used = self.used.contains(first) && pair.source != pair.wanted;
+            if is_used || wanted.remove(pair.wanted).is_none() {
                 continue;
             }
             let stands_out = best.get(pair.wanted).is_none_or(|scores| match scores.as_slice() {

@@ -221,6 +221,9 @@ fn cast(source: &dyn TensorSource, name: &str, patterns: &[String]) -> Result<Na
     let dtype = dtype.ok_or_else(|| Error::InvalidArgument(format!("--dtype is F16, BF16, F32 or F64, not {name}")))?;
     let others = source.tensors().iter().filter(|(_, spec)| floats.contains(&spec.dtype) && spec.dtype != dtype);
     let fits = |key: &str| patterns.is_empty() || patterns.iter().any(|pattern| matches(pattern, key));
+    if let Some(pattern) = patterns.iter().find(|pattern| !source.tensors().keys().any(|key| matches(pattern, key))) {
+        return Err(Error::InvalidArgument(format!("{}: there is no tensor for {pattern:?}", source.path())));
+    }
     let others = others.filter(|(key, _)| fits(key));
     Ok(others.fold(NameMap::new(), |map, (key, _)| map.define(key, Transform::of(key).cast(dtype))))
 }

@@ -74,6 +74,7 @@ fn nothing_is_written_when_something_is_wrong() {
         (&["convert", &source, "to", "--only", "nothing*"], "there is nothing for"),
         (&["convert", &source, "to.h5"], "--to"),
         (&["convert", &source, "to", "--dtype", "I8"], "--dtype is"),
+        (&["cast", &source, "to", "F16", "nothing*"], "there is no tensor for \"nothing*\""),
         (&["convert", "missing", "to"], "no checkpoint"),
     ] {
         let output = ckpt(args, dir);
