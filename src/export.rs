@@ -116,8 +116,8 @@ impl Checkpoint {
     ///
     /// # Errors
     /// [`Error::Object`] if no object of a name is tracked, or it has no tensor, or if a step of a tracked optimizer on
-    /// another thread changed something meanwhile; [`Error::InvalidArgument`] for a path that does not end in
-    /// `.safetensors`; [`Error::NoSpace`], [`Error::Io`]; [`Error::Damaged`] if the file read back differs from what was
+    /// another thread changed something meanwhile; [`Error::InvalidArgument`] for no components, and for a path that does
+    /// not end in `.safetensors`; [`Error::NoSpace`], [`Error::Io`]; [`Error::Damaged`] if the file read back differs from what was
     /// written.
     pub fn export_weights(&self, path: impl AsRef<Path>, export: &WeightsExport) -> Result<Vec<PathBuf>> {
         self.export_after(path.as_ref(), export, || Ok(()))
@@ -130,6 +130,9 @@ impl Checkpoint {
         export: &WeightsExport,
         begin: impl FnOnce() -> Result<()>,
     ) -> Result<Vec<PathBuf>> {
+        if export.components.is_empty() {
+            return Err(Error::InvalidArgument("`WeightsExport` has no component to export".to_string()));
+        }
         let mut weights = self.snapshot_of(&export.components)?;
         for component in &export.components {
             let prefix = format!("{}/", name::key([component]));

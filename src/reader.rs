@@ -8,6 +8,7 @@ use crate::format::{
 use crate::graph;
 use crate::interop::durable::DurableFile;
 use crate::location::Location;
+use crate::name::nearest_hint;
 use crate::parallel;
 use crate::progress::{Observer, Tally};
 use crate::repository::{Directory, MANIFEST, Posix, Storage, checkpoint_name, parent_of};
@@ -176,10 +177,20 @@ impl CheckpointReader {
     /// Returns the bytes of the asset `name`, verified.
     ///
     /// # Errors
-    /// [`Error::Damaged`] when it is not what was written, or the manifest lists no such file; [`Error::OutOfMemory`];
-    /// [`Error::Io`].
+    /// [`Error::Object`] if the checkpoint has no asset of this name; [`Error::Damaged`] if it is not what was written;
+    /// [`Error::OutOfMemory`]; [`Error::Io`].
     pub fn asset(&self, name: &str) -> Result<Vec<u8>> {
+        self.must_have(name)?;
         asset(&self.source, name)
+    }
+
+    fn must_have(&self, asset: &str) -> Result<()> {
+        let assets = &self.manifest().assets;
+        if assets.contains_key(asset) {
+            return Ok(());
+        }
+        let hint = nearest_hint(asset, assets.keys().map(String::as_str));
+        Err(Error::object(asset, format!("{} has no asset of this name{hint}", self.path().display())))
     }
 
     /// Fills `buffer` with bytes of the asset `name` from `offset`, for an asset that should not be held in memory
@@ -187,8 +198,10 @@ impl CheckpointReader {
     ///
     /// # Errors
     ///
-    /// [`Error::Damaged`] if the manifest lists no such file or it ends before; [`Error::Io`].
+    /// [`Error::Object`] if the checkpoint has no asset of this name; [`Error::Damaged`] if it ends before;
+    /// [`Error::Io`].
     pub fn read_asset_at(&self, name: &str, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        self.must_have(name)?;
         self.source.read(name, offset, buffer)
     }
 
@@ -198,6 +211,7 @@ impl CheckpointReader {
     ///
     /// As for [`asset`](CheckpointReader::asset), except for memory.
     pub fn verify_asset(&self, name: &str) -> Result<()> {
+        self.must_have(name)?;
         self.source.verify_asset(name, |_| Ok(()))
     }
 
@@ -206,6 +220,7 @@ impl CheckpointReader {
     /// # Errors
     /// As for [`asset`](CheckpointReader::asset), except `OutOfMemory`; [`Error::Io`] if the file cannot be written.
     pub fn copy_asset(&self, name: &str, path: impl AsRef<Path>) -> Result<()> {
+        self.must_have(name)?;
         let file = DurableFile::create(path.as_ref())?;
         let mut written = 0;
         self.source.verify_asset(name, |chunk| {

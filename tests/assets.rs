@@ -49,6 +49,17 @@ fn they_are_saved_with_the_state_and_copied_back() {
         reader.copy_asset("replay.bin", at("copied")).unwrap();
         assert_eq!(fs::read(at("copied")).unwrap(), shard);
         checkpoint.restore(path).unwrap().assert_consumed().unwrap();
+        // A wrong name is no damage.
+        let unknown = [
+            reader.asset("word.txt").map(drop),
+            reader.verify_asset("word.txt"),
+            reader.copy_asset("word.txt", at("copied")),
+            reader.read_asset_at("word.txt", 0, &mut [0]),
+        ];
+        for refusal in unknown.map(Result::unwrap_err) {
+            assert!(!refusal.is_damaged() && refusal.to_string().contains("words.txt"), "{refusal}");
+        }
+        assert_eq!(fs::read(at("copied")).unwrap(), shard);
     }
 
     // A damaged one is not copied, and the previous file stays.

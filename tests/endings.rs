@@ -223,8 +223,23 @@ fn weights_alone_are_not_resumed_from_unless_that_is_asked_for() -> Outcome {
 #[test]
 fn a_component_that_is_not_tracked_is_an_error_and_a_complete_one_is_not_replaced() -> Outcome {
     let dir = tempfile::tempdir()?;
-    let refusal = end(dir.path(), Preemption::new().save_only(["weights"]), 3, false).err().ok_or("it was saved")?;
-    assert!(refusal.to_string().contains("weights"), "{refusal}");
+    // Long before the last save.
+    for background in [false, true] {
+        let refusal = end(dir.path(), Preemption::new().save_only(["step", "modell"]), 3, background);
+        let refusal = refusal.err().ok_or("it was saved")?.to_string();
+        assert!(refusal.contains("modell") && refusal.contains("the nearest is \"model\""), "{refusal}");
+        assert_eq!(names_in(dir.path())?, [] as [&str; 0]);
+    }
+    // The last save saves what there is.
+    for (only, without) in [(&["step", "modell"][..], &["model", "optimizer"][..]), (&["modell"], &[])] {
+        let dir = tempfile::tempdir()?;
+        let preemption = Preemption::new().save_only(only.iter().copied());
+        let run = Run::new();
+        let mut manager = run.builder(dir.path())?.preemption(preemption.clone()).open()?;
+        preemption.request();
+        manager.save_if_due(run.train())?;
+        assert_eq!(CheckpointDirectory::new(dir.path()).get("ckpt-1")?.without, without);
+    }
 
     let dir = tempfile::tempdir()?;
     let preemption = Preemption::new().save_only(["model"]);

@@ -163,6 +163,9 @@ fn what_is_pinned_stays_until_it_is_not() -> Outcome {
     manager.pin(&path, "paper", "the numbers of table 2")?;
     let beside = CheckpointDirectory::new(dir.path());
     beside.pin("ckpt-1", "demo", "")?;
+    let refused =
+        [beside.pin("ckpt-1", "", "why"), beside.annotate("ckpt-1", "", "text"), manager.pin(&path, "", "why")];
+    assert!(refused.iter().all(|refused| matches!(refused, Err(Error::InvalidArgument(_)))), "{refused:?}");
     run.train(&mut manager, 3)?;
     assert_eq!(steps_in(dir.path())?, [1, 4]);
     let why = manager.why("ckpt-1")?;

@@ -108,7 +108,14 @@ fn a_selection_stands_for_one_checkpoint() -> Outcome {
         let error = run.select(selection).unwrap_err();
         assert!(matches!(error, Error::InvalidArgument(_)) && error.to_string().contains(says), "{error}");
     }
-    assert!(matches!(CheckpointDirectory::new(dir.path().join("none")).select("latest"), Err(Error::NotFound { .. })));
+    let error = CheckpointDirectory::new(dir.path().join("none")).select("latest").unwrap_err();
+    assert!(matches!(error, Error::NotFound { .. }) && error.to_string().contains("no such directory"), "{error}");
+    // What is damaged is not said to be missing.
+    std::fs::write(dir.path().join("ckpt-30/manifest.json"), "{}")?;
+    let error = run.select("30").unwrap_err();
+    assert!(matches!(error, Error::Damaged { .. }) && error.to_string().contains("ckpt-30"), "{error}");
+    let error = run.select("pin:papers").unwrap_err();
+    assert!(matches!(error, Error::NotFound { .. }) && error.to_string().contains("1 are damaged"), "{error}");
     Ok(())
 }
 
@@ -184,6 +191,17 @@ fn an_evaluator_sees_the_newest_or_each_until_none_comes() -> Outcome {
         asked > 3
     });
     assert_eq!(names(stopped)?, ["ckpt-5"]);
+    // Also between two items.
+    let mut asked = 0;
+    let mut stopped =
+        CheckpointWatcher::new(&path).each().poll(Duration::from_millis(1)).min_interval(Duration::MAX).stop_when(
+            move || {
+                asked += 1;
+                asked > 3
+            },
+        );
+    assert_eq!(stopped.next().transpose()?.map(|info| info.name).as_deref(), Some("ckpt-4"));
+    assert!(stopped.next().is_none());
     let began = Instant::now();
     let slow = quick(CheckpointWatcher::new(&path)).each().min_interval(Duration::from_millis(150));
     assert_eq!(slow.take(2).count(), 2);

@@ -104,6 +104,9 @@ fn what_cannot_be_exported_is_an_error_and_leaves_nothing() -> Outcome {
     assert!(refusal(&at("a.safetensors"), WeightsExport::of(["encoder"])).contains("encoder"));
     assert!(refusal(&at("a.safetensors"), WeightsExport::of(["model", "step"])).contains("step"));
     assert!(refusal(&at("a.bin"), WeightsExport::of(["model"])).contains(".safetensors"));
+    assert!(refusal(&at("a.safetensors"), WeightsExport::of([] as [&str; 0])).contains("no component"));
+    let missing = refusal(&at("missing/a.safetensors"), WeightsExport::of(["model"]));
+    assert!(missing.ends_with("/missing"), "{missing}");
     assert!(WeightsExport::of(["model"]).dtype(Dtype::I64).is_err());
     assert_eq!(fs::read_dir(dir.path())?.count(), 0);
     Ok(())

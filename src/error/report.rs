@@ -132,6 +132,15 @@ impl fmt::Display for RestoreReport {
                 write!(f, "{}{} is in the checkpoint and cannot be read: {reason}", separate(), shown(key))?;
                 continue;
             }
+            if self.unused.contains(*key) {
+                let shown = shown(key);
+                write!(
+                    f,
+                    "{}{shown} is in the checkpoint as a tensor, and is a value here, or the reverse",
+                    separate()
+                )?;
+                continue;
+            }
             write!(f, "{}{} is not in the checkpoint", separate(), shown(key))?;
             if let Some(near) = self.nearest.get(*key) {
                 write!(f, " (it has {})", listed(near.iter().map(String::as_str)))?;

@@ -64,6 +64,18 @@ pub enum MarkKind {
     },
 }
 
+impl MarkKind {
+    /// Checks that a new pin or note has a name.
+    pub(crate) fn check(&self) -> Result<()> {
+        match self {
+            MarkKind::Pin { name, .. } | MarkKind::Note { name, .. } if name.is_empty() => {
+                Err(Error::InvalidArgument("the name of a pin or note is empty".to_string()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// A mark's JSON.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -73,6 +73,8 @@ impl Trackable for Counter {
 /// A value of any serde type that is saved with the model. Clones share the value. It is saved as JSON, with exact
 /// floats; values that JSON cannot represent (NaN, infinities, maps with keys other than text) are saved as CBOR in
 /// hexadecimal. A save reads back what it is about to write: a value that its own type cannot deserialize is an error.
+/// As everywhere in serde, `Some` of something that is saved as `null`, such as `Some(None)` or `Some(())`, is restored as
+/// `None`.
 ///
 /// ```
 /// use tch_checkpoint::Value;

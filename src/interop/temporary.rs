@@ -4,6 +4,7 @@ use crate::error::{Error, Result};
 use crate::repository::{nonce, without_mark};
 use rustix::fs::OFlags;
 use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::ErrorKind;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -21,7 +22,10 @@ pub(super) fn create(path: &Path, create: impl Fn(&Path) -> std::io::Result<File
     sweep(parent_of(path), |left| left == name);
     loop {
         let temporary = path.with_file_name(format!(".{name}{MARK}-{}", nonce()));
-        let file = create(&temporary).map_err(|e| Error::io("create", &temporary, e))?;
+        let file = create(&temporary).map_err(|e| match e.kind() {
+            ErrorKind::NotFound => Error::io("open the directory", parent_of(path), e),
+            _ => Error::io("create", path, e),
+        })?;
         let is_locked_by_another = matches!(file.try_lock(), Err(TryLockError::WouldBlock));
         // Another writer may have taken it for a leftover before it was locked.
         if !is_locked_by_another && fs::symlink_metadata(&temporary).is_ok() {

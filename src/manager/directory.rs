@@ -404,6 +404,9 @@ impl CheckpointDirectory {
         let directory = self.existing()?;
         let name = &*checkpoint.name()?;
         let id = checkpoint.id(&directory, name)?;
-        kinds.into_iter().try_for_each(|kind| write_mark(&directory, name, id.clone(), kind))
+        kinds.into_iter().try_for_each(|kind| {
+            kind.check()?;
+            write_mark(&directory, name, id.clone(), kind)
+        })
     }
 }

@@ -88,6 +88,7 @@ impl CheckpointManager {
         // In a forked child, nobody would write what waits for the save in flight.
         self.directory.check_process()?;
         let name = &*path.name()?;
+        kinds.iter().try_for_each(MarkKind::check)?;
         if kinds.is_empty() {
             return Ok(());
         }

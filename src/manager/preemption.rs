@@ -2,10 +2,9 @@
 
 use super::retention::CheckpointInfo;
 use super::{CheckpointManager, Next};
-#[cfg(feature = "signals")]
-use crate::error::Error;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::location::Location;
+use crate::name::nearest_hint;
 use crate::save::SaveClock;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -119,6 +118,9 @@ impl Preemption {
     /// Sets the components, such as the weights, that are saved if the full state would take too long. Without
     /// [`grace`](Preemption::grace), always saves only these. With it, the full state is saved if twice the duration of
     /// the last save of this process fits into the remaining time, or if it has not saved yet.
+    ///
+    /// Until then, a save fails if no object of one of these names is tracked. The last save leaves out names that are
+    /// no longer tracked; if none is, it saves the full state.
     ///
     /// The checkpoint is marked as incomplete. [`restore_or_initialize`](CheckpointManager::restore_or_initialize)
     /// skips it, because the run could not be resumed exactly, unless
@@ -261,6 +263,7 @@ impl CheckpointManager {
     fn save_in_time(&mut self, clock: SaveClock, number: u64, metrics: BTreeMap<String, f64>) -> Result<Location> {
         let last_took = self.ledger().last_took;
         let only = self.preemption.as_ref().and_then(|preemption| preemption.components(last_took)).cloned();
+        let only = only.map(|only| self.tracked_of(only)).filter(|only| !only.is_empty());
         // A complete checkpoint of this step is kept.
         let name = format!("{}-{number}", self.name);
         let is_there = self.ledger().known.iter().any(|found| found.entry.name == name);
@@ -279,5 +282,34 @@ impl CheckpointManager {
             let next = Next { metrics, superseded, without, clock, ..Next::new(number, Some(number), counter) };
             manager.save_planned(next, plan.clone(), seen.clone(), None)
         })
+    }
+
+    /// Returns an error if [`Preemption::save_only`] names an object that is not tracked, before the last save would.
+    pub(super) fn check_save_only(&self) -> Result<()> {
+        let only = self.preemption.as_ref().and_then(|preemption| preemption.only.as_deref());
+        let Some(only) = only.filter(|_| !self.has_to_stop) else { return Ok(()) };
+        let objects = self.checkpoint.objects();
+        let tracked = || objects.iter().map(|(name, _)| name.as_str());
+        let Some(unknown) = only.iter().find(|name| tracked().all(|tracked| tracked != name.as_str())) else {
+            return Ok(());
+        };
+        let hint = nearest_hint(unknown, tracked());
+        Err(Error::object(
+            unknown,
+            format!("`Preemption::save_only` names it, and no object of this name is tracked{hint}"),
+        ))
+    }
+
+    /// Removes the names that are not tracked.
+    fn tracked_of(&self, mut only: BTreeSet<String>) -> BTreeSet<String> {
+        let objects = self.checkpoint.objects();
+        only.retain(|name| {
+            let is_tracked = objects.iter().any(|(tracked, _)| tracked == name);
+            if !is_tracked {
+                log::error!("{name}: `Preemption::save_only` names it, and no object of this name is tracked");
+            }
+            is_tracked
+        });
+        only
     }
 }

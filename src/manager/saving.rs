@@ -437,6 +437,7 @@ impl CheckpointManager {
 
     /// Saves. No save may be in flight.
     fn save_next(&mut self, next: Next) -> Result<Location> {
+        self.check_save_only()?;
         let (plan, seen, taken) = self.take_hold()?;
         self.save_planned(next, plan, seen, taken)
     }

@@ -10,7 +10,7 @@ use crate::repository::Storage;
 use crate::sync::Arc;
 
 /// What a text selects.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 enum Selection<'a> {
     Latest,
     Best(&'a str, Goal),
@@ -78,7 +78,8 @@ impl CheckpointDirectory {
     /// ```
     ///
     /// # Errors
-    /// [`Error::NotFound`] if there is no such checkpoint; [`Error::InvalidArgument`] for a goal other than `min` and
+    /// [`Error::NotFound`] if there is no such checkpoint; [`Error::Damaged`], [`Error::Unsupported`] or [`Error::Io`] if that
+    /// of the number cannot be read; [`Error::InvalidArgument`] for a goal other than `min` and
     /// `max`, and for a number that checkpoints of several names have; as for
     /// [`checkpoints`](CheckpointDirectory::checkpoints).
     pub fn select(&self, selection: &str) -> Result<CheckpointInfo> {
@@ -86,6 +87,7 @@ impl CheckpointDirectory {
         if let Selection::Name(name) = wanted {
             return self.get(name);
         }
+        self.existing()?;
         let mut found = self.checkpoints()?;
         let (place, reason) = match wanted {
             Selection::Latest => {
@@ -120,7 +122,25 @@ impl CheckpointDirectory {
         };
         match place {
             Some(place) => Ok(found.swap_remove(place)),
-            None => Err(Error::not_found(self.location(), reason)),
+            None => Err(self.not_selected(&wanted, reason)),
+        }
+    }
+
+    /// Returns the error for a selection that no valid checkpoint is, because `reason`. It may be a damaged one.
+    fn not_selected(&self, wanted: &Selection<'_>, reason: String) -> Error {
+        let damaged = self.list().map(|listing| listing.damaged).unwrap_or_default();
+        let is_wanted = |path: &Location| {
+            let name = path.file_name().and_then(|name| name.to_str());
+            let number = name.and_then(numbered).map(|(_, number)| number);
+            matches!(wanted, Selection::Number(wanted) if number == Some(*wanted))
+        };
+        let count = damaged.len();
+        match damaged.into_iter().find(|(path, _)| is_wanted(path)) {
+            Some((_, error)) => error,
+            None if count > 0 => {
+                Error::not_found(self.location(), format!("{reason}; {count} are damaged or cannot be read"))
+            }
+            None => Error::not_found(self.location(), reason),
         }
     }
 }

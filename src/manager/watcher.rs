@@ -116,7 +116,8 @@ impl CheckpointWatcher {
         }
     }
 
-    /// Sets the time without a new checkpoint after which the iterator ends. Defaults to never.
+    /// Sets the time without a new checkpoint after which the iterator ends. Defaults to never. It begins after the
+    /// [minimum time between two items](CheckpointWatcher::min_interval), in which the directory is not read.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> CheckpointWatcher {
         self.timeout = Some(timeout);
@@ -144,11 +145,15 @@ impl CheckpointWatcher {
         self
     }
 
-    /// Ends the iterator when `stop` returns `true`. `stop` is called before every poll.
+    /// Ends the iterator when `stop` returns `true`. `stop` is called before every poll, and as often between two items.
     #[must_use]
     pub fn stop_when(mut self, stop: impl FnMut() -> bool + Send + 'static) -> CheckpointWatcher {
         self.stop = Some(Box::new(stop));
         self
+    }
+
+    fn has_to_stop(&mut self) -> bool {
+        self.stop.as_mut().is_some_and(|stop| stop())
     }
 
     /// Returns the next new checkpoint. If the storage reports modification times, reads only what has changed.
@@ -182,8 +187,13 @@ impl Iterator for CheckpointWatcher {
     type Item = Result<CheckpointInfo>;
 
     fn next(&mut self) -> Option<Result<CheckpointInfo>> {
-        if let Some(last) = self.last {
-            std::thread::sleep(self.min_interval.saturating_sub(last.elapsed()));
+        while let Some(left) = self.last.and_then(|last| self.min_interval.checked_sub(last.elapsed()))
+            && !left.is_zero()
+        {
+            if self.has_to_stop() {
+                return None;
+            }
+            std::thread::sleep(left.min(self.poll));
         }
         let began = *self.waits_since.get_or_insert_with(Instant::now);
         let mut has_polled = std::mem::take(&mut self.has_failed);
@@ -196,7 +206,7 @@ impl Iterator for CheckpointWatcher {
                 }
                 std::thread::sleep(left.map_or(self.poll, |left| left.min(self.poll)));
             }
-            if self.stop.as_mut().is_some_and(|stop| stop()) {
+            if self.has_to_stop() {
                 self.waits_since = None;
                 return None;
             }

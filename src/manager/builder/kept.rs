@@ -3,6 +3,7 @@
 use super::CheckpointManagerBuilder;
 use crate::error::{Error, Result};
 use crate::manager::retention::{Every, Latest, Retention, RetentionPolicy};
+use crate::name::nearest_hint;
 use crate::sync::Arc;
 use std::time::Duration;
 
@@ -112,6 +113,16 @@ impl CheckpointManagerBuilder {
     pub fn keep_damaged(mut self, keep: impl Into<Option<usize>>) -> Self {
         self.keep_damaged = keep.into();
         self
+    }
+
+    /// Logs the components that are to be removed and are not tracked. They may be tracked later.
+    pub(super) fn look_at_components(&self) {
+        let objects = self.checkpoint.objects();
+        let tracked = || objects.iter().map(|(name, _)| name.as_str());
+        for component in self.keep_components.keys().filter(|component| tracked().all(|name| name != *component)) {
+            let hint = nearest_hint(component, tracked());
+            log::warn!("keep_component({component:?}): no object of this name is tracked{hint}");
+        }
     }
 
     pub(super) fn retention(&self) -> Result<Retention> {

@@ -338,6 +338,7 @@ impl CheckpointManagerBuilder {
     /// [`Error::Locked`](crate::Error::Locked) if another writer uses the directory, [`Error::Io`](crate::Error::Io).
     pub fn open(mut self) -> Result<CheckpointManager> {
         let retention = self.retention()?;
+        self.look_at_components();
         #[cfg(feature = "huggingface")]
         WeightsCadence::check(&self.exports)?;
         let default = || if self.save_policies.is_empty() { Some(1) } else { None };

@@ -82,9 +82,18 @@ pub(super) fn check(o: &StepOptions) -> Result<(), String> {
 
 /// Returns the options as an entry of PyTorch's `param_groups`.
 pub(super) fn to_json(o: &StepOptions) -> Result<Value, String> {
-    let numbers = [o.lr, o.weight_decay, o.momentum, o.dampening, o.beta1, o.beta2, o.eps, o.alpha];
-    if numbers.iter().any(|number| !number.is_finite()) {
-        return Err(format!("an option of {} is infinite or not a number: {o:?}", name(o.algorithm)));
+    let numbers = [
+        ("lr", o.lr),
+        ("weight_decay", o.weight_decay),
+        ("momentum", o.momentum),
+        ("dampening", o.dampening),
+        ("beta1", o.beta1),
+        ("beta2", o.beta2),
+        ("eps", o.eps),
+        ("alpha", o.alpha),
+    ];
+    if let Some((option, value)) = numbers.iter().find(|(_, value)| !value.is_finite()) {
+        return Err(format!("the option `{option}` of {} is {value}; set it to a finite number", name(o.algorithm)));
     }
     Ok(match o.algorithm {
         Algorithm::Sgd => json!({
