@@ -8,6 +8,7 @@
 
 use crate::error::{Error, Result};
 pub(crate) use crate::text::{component, short_message, shown};
+use std::collections::BTreeMap;
 
 /// The maximum length of a name, in bytes.
 pub const MAX_NAME: usize = 255;
@@ -79,6 +80,12 @@ pub(crate) fn join(key: &str, below: &str) -> String {
 /// Returns what the keys of everything below the object at `key` start with.
 pub(crate) fn prefix(key: &str) -> String {
     format!("{key}/")
+}
+
+/// Returns `true` if there is an entry for the object at `key`, or for anything below it.
+pub(crate) fn has_at<V>(entries: &BTreeMap<String, V>, key: &str) -> bool {
+    let below = prefix(key);
+    entries.contains_key(key) || entries.range(below.clone()..).next().is_some_and(|(key, _)| key.starts_with(&below))
 }
 
 /// Returns the path of a key, or `None` if the text is not a key or has more than [`MAX_NAMES`] names.

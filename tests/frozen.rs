@@ -106,6 +106,29 @@ fn the_frozen_parameters_of_a_component_are_in_a_second_file_that_is_linked() ->
     Ok(())
 }
 
+/// Whether a restore reads a path or an open source makes no difference.
+#[test]
+fn saved_flags_of_any_source_are_compared() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let model = Model::new();
+    model.freeze(true);
+    let path = Checkpoint::new().track("model", &model.vs)?.write(dir.path().join("c"))?;
+    let source = interop::open(&path)?;
+    for map in [None, Some(NameMap::new().rename("model/encoder.body.*", "model/encoder.body.*"))] {
+        let options = map.into_iter().fold(RestoreOptions::new(), RestoreOptions::map);
+        let live = Model::new();
+        let mut checkpoint = Checkpoint::new().track("model", &live.vs)?;
+        let status = checkpoint.restore_source(&*source, &options)?;
+        let differ: Vec<_> = status.report().trainable.iter().map(|one| (one.key.clone(), one.saved)).collect();
+        let frozen = |name: &str| (format!("model/encoder.body.{name}"), false);
+        assert_eq!(differ, [frozen("bias"), frozen("weight")]);
+        assert!(live.body.ws.requires_grad());
+        checkpoint.restore_source(&*source, &options.trainable(Trainable::Saved))?;
+        assert!(!live.body.ws.requires_grad() && live.head.ws.requires_grad());
+    }
+    Ok(())
+}
+
 #[test]
 fn freezing_between_saves_never_saves_old_values() -> Outcome {
     let dir = tempfile::tempdir()?;

@@ -569,6 +569,36 @@ fn a_proposal_unties_what_has_the_same_names() {
     assert!(proposal.missing.is_empty() && proposal.unused.is_empty());
 }
 
+/// Which of them the variables are of is not guessed.
+#[test]
+fn one_optimizer_is_mapped_at_a_time() {
+    let byte = |table: Table, key: &str| table.with(key, Dtype::U8, &[1], vec![7]);
+    let weights = byte(Table::default(), "old");
+    let state = |optimizers: &[&str]| {
+        let mut state = Table::default();
+        // Not an optimizer.
+        state.values.insert("agent/algorithm".to_string(), json!("PPO"));
+        for optimizer in optimizers {
+            for value in ["algorithm", "defaults", "param_groups", "steps"] {
+                state.values.insert(format!("{optimizer}/{value}"), json!(0));
+            }
+            state = byte(state, &format!("{optimizer}/state/old/exp_avg"));
+        }
+        state
+    };
+    let map = NameMap::new().rename("old", "model/new");
+    let one = state(&["b"]);
+    let mapped = map.apply_to_optimizer(&weights, &one, "model").unwrap();
+    assert_eq!(mapped.tensors().keys().collect::<Vec<_>>(), ["b/state/new/exp_avg"]);
+    let both = state(&["a", "b"]);
+    let error = map.apply_to_optimizer(&weights, &both, "model").unwrap_err().to_string();
+    assert!(error.starts_with("a: ") && error.contains("the state of \"b\", too"), "{error}");
+    let chosen = NameMap::new().only(["b"]);
+    let chosen = chosen.apply(&both).unwrap();
+    assert_eq!(map.apply_to_optimizer(&weights, &chosen, "model").unwrap().tensors(), mapped.tensors());
+    assert!(map.apply_to_optimizer(&weights, &state(&[]), "model").is_err());
+}
+
 /// What a map of a few lines may cost on a source of many names, or of long ones.
 #[test]
 fn many_names_take_time_in_proportion() {
@@ -605,7 +635,9 @@ fn many_names_take_time_in_proportion() {
     quick(|| propose(&recurrent, &recurrent));
     // The map is applied to each kind of slot.
     let mut state = Table::default();
-    state.values.insert("optimizer/algorithm".to_string(), json!("Adam"));
+    for value in ["algorithm", "param_groups", "steps"] {
+        state.values.insert(format!("optimizer/{value}"), json!(0));
+    }
     (0..65).for_each(|i| byte(&mut state, format!("optimizer/state/0%2Fbias/{i}"), &[1]));
     let error = NameMap::new().apply_to_optimizer(&layers, &state, "model").unwrap_err();
     assert!(error.to_string().contains("65 kinds of slots"), "{error}");

@@ -11,6 +11,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use tch_checkpoint::map::NameMap;
 use tch_checkpoint::{
     Checkpoint, Child, Collection, Counter, Created, Dtype, Error, Identity, Location, Node, RestoreOptions,
     RestoreReport, SavedTree, SkipReason, TensorBytes, TensorLeaf, TensorSpec, TensorTarget, Trackable, Value, Verify,
@@ -85,6 +86,32 @@ fn what_an_exception_leaves_alone_is_skipped_with_the_reason_and_not_missing() -
     assert_eq!((b.bytes().clone(), c.bytes().clone()), before);
     let refusal = status.assert_existing_objects_matched().unwrap_err().to_string();
     assert!(refusal.contains("\"b\"") && refusal.contains("\"c\""), "{refusal}");
+    Ok(())
+}
+
+/// What was left alone is forgotten with the object, and what comes later is in the report as if it had been there.
+#[test]
+fn the_report_follows_objects_that_are_replaced() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let (body, head) = (Memory::seeded(4, 1), Memory::seeded(4, 2));
+    let path = Checkpoint::new().track("body", &body)?.track("head", &head)?.write(dir.path().join("c"))?;
+    let mut checkpoint = Checkpoint::new().track("body", Memory::seeded(4, 7))?.track("head", Memory::seeded(9, 8))?;
+    let status = checkpoint.restore_with(&path, &RestoreOptions::new().allow_mismatch("head"))?;
+    assert!(status.assert_existing_objects_matched().is_err());
+    checkpoint.untrack("head");
+    status.assert_existing_objects_matched()?;
+    let right = Memory::seeded(4, 9);
+    checkpoint.track_mut("head", &right)?;
+    assert_eq!(*right.bytes(), *head.bytes());
+    status.assert_consumed()?;
+
+    let map = NameMap::new().rename("body", "encoder").rename("head", "decoder");
+    let mut checkpoint = Checkpoint::new().track("encoder", Memory::seeded(4, 7))?;
+    let status = checkpoint.restore_with(&path, &RestoreOptions::new().map(map))?;
+    checkpoint.track_mut("decoder", Memory::seeded(4, 8))?;
+    let mapped: Vec<String> = status.report().mapped.iter().map(|mapping| mapping.key.clone()).collect();
+    assert_eq!(mapped, ["encoder", "decoder"]);
+    status.assert_consumed()?;
     Ok(())
 }
 

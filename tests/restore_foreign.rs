@@ -356,6 +356,26 @@ fn what_is_tracked_later_gets_its_values_unless_the_file_has_changed() {
 }
 
 /// By any path that `restore` takes: a relative one, a directory, an index.
+/// The file has the fields of a value one by one.
+#[test]
+fn a_value_of_several_entries_that_is_tracked_later_leaves_none_unused() {
+    let temp = tempfile::tempdir().unwrap();
+    let progress = serde_json::json!({"epoch": 3, "losses": {"best": 0.5}});
+    let weights = Memory::seeded(10, 1);
+    let objects = Checkpoint::new().track("weights", &weights).unwrap();
+    let mut objects = objects.track("progress", Value::new(progress.clone())).unwrap();
+    let source = interop::open(objects.write(temp.path().join("c")).unwrap()).unwrap();
+    let file = temp.path().join("c.pt");
+    tch_checkpoint::convert::convert(&*source, &file, tch_checkpoint::convert::Format::PyTorch).unwrap();
+    let mut checkpoint = Checkpoint::new().track("weights", Memory::seeded(10, 2)).unwrap();
+    let status = checkpoint.restore(&file).unwrap();
+    assert_eq!(status.report().unused.len(), 2, "{:?}", status.report().unused);
+    let later = Value::new(Json::Null);
+    checkpoint.track_mut("progress", &later).unwrap();
+    assert_eq!(later.get(), progress);
+    status.assert_consumed().unwrap();
+}
+
 #[test]
 fn what_is_tracked_later_gets_its_values_by_whatever_path_they_were_restored() {
     let temp = tempfile::tempdir().unwrap();

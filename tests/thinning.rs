@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tch_checkpoint::format::{Manifest, Mark, MarkKind};
 use tch_checkpoint::inspect;
+use tch_checkpoint::map::NameMap;
 use tch_checkpoint::repository::{self, Entry, OpenDir, OpenOptions, Posix, ReadFile, Repository, Stat, Storage};
 use tch_checkpoint::retention::{Best, CheckpointInfo, EveryNSteps, Explanation, Goal, Reason, RetentionPolicy};
 use tch_checkpoint::{
@@ -154,6 +155,16 @@ fn weights_are_restored_and_a_resume_is_refused_with_the_reason() -> Outcome {
         ) && text.ends_with("leave the component as it is with `RestoreOptions`: skip(\"optimizer\")"),
         "{text}"
     );
+    // By whatever way it is read.
+    let mut checkpoint = run.checkpoint(Checkpoint::new());
+    let source = tch_checkpoint::interop::open(&thinned)?;
+    let mapped = RestoreOptions::new().map(NameMap::new().rename("model", "model"));
+    for result in
+        [checkpoint.restore_with(&thinned, &mapped), checkpoint.restore_source(&*source, &RestoreOptions::new())]
+    {
+        let text = result.map(drop).unwrap_err().to_string();
+        assert!(text.contains("was removed from it (`keep_component`)"), "{text}");
+    }
     assert!(run.model_is_of(3), "nothing has changed");
     manager.restore_with(&thinned, &RestoreOptions::new().skip("optimizer"))?;
     assert!(run.model_is_of(2));

@@ -96,6 +96,10 @@ impl TensorSource for Ours {
         self.aliases.get(key).map_or(key, String::as_str)
     }
 
+    fn lacks(&self, key: &str) -> Option<(String, String)> {
+        self.source.lacks(key)
+    }
+
     fn requires_grad(&self, key: &str) -> Option<bool> {
         self.source.manifest.tensors.get(key)?.requires_grad
     }

@@ -264,6 +264,10 @@ impl TensorSource for Sealed {
         self.source.first_alias(key)
     }
 
+    fn lacks(&self, key: &str) -> Option<(String, String)> {
+        self.source.lacks(key)
+    }
+
     fn requires_grad(&self, key: &str) -> Option<bool> {
         self.source.requires_grad(key)
     }

@@ -175,6 +175,10 @@ impl TensorSource for Average<'_> {
         if is_tied { first } else { key }
     }
 
+    fn lacks(&self, key: &str) -> Option<(String, String)> {
+        self.last.lacks(key)
+    }
+
     fn requires_grad(&self, key: &str) -> Option<bool> {
         self.last.requires_grad(key)
     }

@@ -93,6 +93,13 @@ impl TensorSource for Mapped<'_> {
         self.aliases.get(key).map_or(key, String::as_str)
     }
 
+    fn lacks(&self, key: &str) -> Option<(String, String)> {
+        let lacking = self.source.lacks(key)?;
+        // The map may make it of something else.
+        let is_made = name::has_at(&self.specs, &lacking.0) || name::has_at(&self.values, &lacking.0);
+        (!is_made).then_some(lacking)
+    }
+
     fn requires_grad(&self, key: &str) -> Option<bool> {
         let mut keys = BTreeSet::new();
         self.tensors.get(key)?.keys(&mut keys);

@@ -4,6 +4,7 @@ use crate::dtype::TensorSpec;
 use crate::error::{Error, Result};
 use crate::format::Digest;
 use crate::location::Location;
+use crate::name;
 use crate::source::{SourceAttributes, TensorSource, VerifiedBy};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -98,6 +99,13 @@ impl TensorSource for Merged<'_> {
 
     fn first_alias<'k>(&'k self, key: &'k str) -> &'k str {
         self.of.get(key).map_or(key, |source| source.first_alias(key))
+    }
+
+    fn lacks(&self, key: &str) -> Option<(String, String)> {
+        let lacking = self.sources.iter().find_map(|source| source.lacks(key))?;
+        // Another source may have it.
+        let is_there = name::has_at(&self.specs, &lacking.0) || name::has_at(&self.values, &lacking.0);
+        (!is_there).then_some(lacking)
     }
 
     fn requires_grad(&self, key: &str) -> Option<bool> {

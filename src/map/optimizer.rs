@@ -50,7 +50,7 @@ impl NameMap {
     /// Keras.
     ///
     /// # Errors
-    /// Those of [`apply`](NameMap::apply); [`Error::Object`] if `state` is not the state of an optimizer, or has a slot
+    /// Those of [`apply`](NameMap::apply); [`Error::Object`] if `state` is not the state of one optimizer, or has a slot
     /// with another shape than its variable.
     ///
     /// ```no_run
@@ -143,13 +143,30 @@ impl NameMap {
 
 /// Returns the path of the optimizer whose state a source is.
 fn optimizer_of(state: &dyn TensorSource) -> Result<Vec<String>> {
-    let found = state.values().keys().find_map(|key| {
+    let has = |path: &[String], value: &str| {
+        let key = name::key(path.iter().map(String::as_str).chain([value]));
+        state.values().contains_key(&key)
+    };
+    let paths = state.values().keys().filter_map(|key| {
         let mut path = name::path(key)?;
-        (path.pop()? == "algorithm").then_some(path)
+        (path.pop()? == "algorithm" && has(&path, "param_groups") && has(&path, "steps")).then_some(path)
     });
-    found.ok_or_else(|| {
-        Error::object("algorithm", format!("{} is not the state of an optimizer", state.path().display()))
-    })
+    let mut paths = paths.collect::<Vec<_>>().into_iter();
+    let (found, another) = (paths.next(), paths.next());
+    match (found, another) {
+        (Some(found), None) => Ok(found),
+        (Some(one), Some(other)) => Err(Error::object(
+            name::key(&one),
+            format!(
+                "{} has the state of {}, too; choose one of them with `NameMap::new().only([…]).apply(…)`",
+                state.path().display(),
+                name::shown(&name::key(&other))
+            ),
+        )),
+        (None, _) => {
+            Err(Error::object("algorithm", format!("{} is not the state of an optimizer", state.path().display())))
+        }
+    }
 }
 
 /// Returns the keys of the tensors, by slot and variable.

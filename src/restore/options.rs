@@ -167,7 +167,7 @@ impl RestoreOptions {
 
     /// Restores the checkpoint through `map`, which renames and transforms its entries. The map is checked completely
     /// before anything changes; [`RestoreReport::mapped`](crate::RestoreReport::mapped) lists what it did. Exceptions
-    /// use the keys of objects. Saved `requires_grad` flags are not compared.
+    /// use the keys of objects.
     ///
     /// ```no_run
     /// # fn main() -> tch_checkpoint::Result<()> {

@@ -115,7 +115,7 @@ impl<'a> Origin<'a> {
     pub(crate) fn lacks(&self, key: &str) -> Option<(String, String)> {
         match self {
             Origin::Ours(source) => source.lacks(key),
-            Origin::Any(_) => None,
+            Origin::Any(any) => any.source.lacks(key),
         }
     }
 
@@ -157,7 +157,7 @@ impl<'a> Origin<'a> {
     pub(crate) fn requires_grad(&self, key: &str) -> Option<bool> {
         match self {
             Origin::Ours(source) => source.manifest.tensors.get(key)?.requires_grad,
-            Origin::Any(_) => None,
+            Origin::Any(any) => any.source.requires_grad(key),
         }
     }
 

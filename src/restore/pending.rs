@@ -182,6 +182,8 @@ impl Pending {
         let there: HashSet<String> =
             state.filled.keys().filter(|name| is_there(name)).map(|name| name::key([name])).collect();
         report.matched.retain(|key| there.contains(name::component(key)));
+        report.skipped.retain(|skipped| there.contains(name::component(&skipped.key)));
+        report.trainable.retain(|differs| there.contains(name::component(&differs.key)));
         report.unused = state.unused.iter().cloned().collect();
         // Values that were restored for objects that do not exist yet are unused.
         let collections = walked.collection_keys.iter().zip(&walked.collections);
@@ -214,12 +216,19 @@ impl State {
     /// Records a deferred restore.
     fn took(&mut self, name: &str, id: Option<u64>, later: RestoreReport) {
         let key = name::key([name]);
-        self.matched.retain(|matched| name::component(matched) != key);
-        self.report.matched.retain(|matched| name::component(matched) != key);
+        let is_of_another = |other: &str| name::component(other) != key;
+        self.matched.retain(|matched| is_of_another(matched));
+        self.report.matched.retain(|matched| is_of_another(matched));
+        self.report.skipped.retain(|skipped| is_of_another(&skipped.key));
+        self.report.trainable.retain(|differs| is_of_another(&differs.key));
         self.filled.extend(id.map(|id| (name.to_string(), id)));
         for key in later.matched {
-            self.unused.remove(&key);
-            self.waiting.remove(&key);
+            // A value uses a whole branch.
+            let branch: Vec<String> = below(&self.unused, &key).cloned().collect();
+            for used in branch {
+                self.unused.remove(&used);
+                self.waiting.remove(&used);
+            }
             self.given.insert(key.clone());
             if self.matched.insert(key.clone()) {
                 self.report.matched.push(key);
@@ -227,6 +236,7 @@ impl State {
         }
         self.report.skipped.extend(later.skipped);
         self.report.trainable.extend(later.trainable);
+        self.report.mapped.extend(later.mapped);
         self.close_if_over();
     }
 

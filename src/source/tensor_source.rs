@@ -176,6 +176,14 @@ pub trait TensorSource: Debug + Send + Sync {
         &NONE
     }
 
+    /// Returns the component of the object `key`, as the first part of the key, and the reason, if the checkpoint was saved
+    /// without that component, or has lost it since.
+    #[doc(hidden)]
+    fn lacks(&self, key: &str) -> Option<(String, String)> {
+        let _ = key;
+        None
+    }
+
     /// Returns the first key, in sorted order, of the tensors that share their elements with `key` (tied weights), or
     /// `key` itself if there is no other.
     fn first_alias<'a>(&'a self, key: &'a str) -> &'a str {
