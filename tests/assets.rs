@@ -6,7 +6,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 use tch_checkpoint::{
-    Asset, AssetStream, Background, Checkpoint, CheckpointManager, CheckpointReader, Counter, Error, SaveOptions, Value,
+    Asset, AssetStream, Background, Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointReader, Counter,
+    Error, SaveOptions, Value,
 };
 
 fn inode(checkpoint: &Path, name: &str) -> u64 {
@@ -17,6 +18,28 @@ fn inode(checkpoint: &Path, name: &str) -> u64 {
 fn age(path: &Path) {
     let file = fs::File::options().write(true).open(path).unwrap();
     file.set_modified(SystemTime::now() - Duration::from_secs(60)).unwrap();
+}
+
+/// A log grows after the last save of a step, which is then saved again.
+#[test]
+fn a_state_that_is_saved_again_for_its_files_keeps_what_is_known_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let lines = Counter::new(1);
+    let written = lines.clone();
+    let log = Asset::writer("log", move |out| write!(out, "{}", written.get()));
+    let checkpoint = Checkpoint::new().track("step", Counter::new(1)).unwrap().asset(log).unwrap();
+    let mut manager = CheckpointManager::builder(checkpoint, dir.path()).max_to_keep(1).open().unwrap();
+    let path = manager.save_with_metrics(1, [("loss", 0.5)]).unwrap();
+    manager.pin(&path, "paper", "").unwrap();
+    for lines_now in [2, 2, 3] {
+        lines.set(lines_now);
+        manager.save_at(1).unwrap();
+        let found = CheckpointDirectory::new(dir.path()).checkpoints().unwrap();
+        assert_eq!(found.len(), 1);
+        assert_eq!((found[0].metrics["loss"], found[0].pins.len()), (0.5, 1));
+        let reader = CheckpointReader::open(&path).unwrap();
+        assert_eq!(reader.asset("log").unwrap(), lines_now.to_string().as_bytes());
+    }
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use tch_checkpoint::{
-    Background, BoxError, Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder,
+    Asset, Background, BoxError, Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder,
     CheckpointReader, Child, Collection, Counter, Dtype, Error, Gate, Guarded, Identity, Node, OnUnhealthy, Preemption,
     SavedCheckpoint, TensorBytes, TensorLeaf, TensorPin, TensorSpec, TensorTarget, Trackable, Value, latest_checkpoint,
     verify_checkpoint,
@@ -311,6 +311,63 @@ fn an_unclean_state_never_takes_the_place_of_a_good_one() -> Outcome {
     assert_eq!(names_in(dir.path())?, ["ckpt-1", "ckpt-2"]);
     let directory = CheckpointDirectory::new(dir.path());
     assert!(!directory.get("ckpt-1")?.unclean && directory.get("ckpt-2")?.unclean);
+    Ok(())
+}
+
+/// Also not after a restore of an older one, as of the best one in the end.
+#[test]
+fn a_failure_after_going_back_leaves_the_later_ones_alone() -> Outcome {
+    for changes in [false, true] {
+        let dir = tempfile::tempdir()?;
+        let run = Run::new(true, false);
+        let mut manager = run.builder(dir.path())?.unclean_on_failure().open()?;
+        let result = manager.guard(|manager| {
+            for _ in 1..=3 {
+                manager.save_at(run.update())?;
+            }
+            manager.restore(dir.path().join("ckpt-1"))?;
+            if changes {
+                run.large.fill(200);
+            }
+            Err::<(), _>(Error::Assertion("the evaluation".into()))
+        });
+        assert!(result.is_err());
+        manager.close()?;
+        assert_eq!(names_in(dir.path())?, ["ckpt-1", "ckpt-2", "ckpt-3"]);
+        let again = Run::new(true, false);
+        let started = again.builder(dir.path())?.open()?.restore_or_initialize()?;
+        assert_eq!(started.restored.and_then(|status| status.step()), Some(3));
+    }
+    Ok(())
+}
+
+/// Files of the user are read when the loop has failed.
+#[test]
+fn a_changed_asset_is_not_saved_with_the_state_before_it() -> Outcome {
+    let (lines, changes) = (Counter::new(1), [("none", true), ("writer", false), ("file", false)]);
+    for (changed, is_saved) in changes {
+        let dir = tempfile::tempdir()?;
+        let (path, log) = (dir.path().join("run"), dir.path().join("log"));
+        std::fs::write(&log, "one line")?;
+        let run = Run::new(true, false);
+        let written = lines.clone();
+        let checkpoint = Checkpoint::new().track("step", &run.step)?.asset(Asset::file(&log))?;
+        let writer = Asset::writer("lines", move |out| write!(out, "{}", written.get()));
+        let checkpoint = checkpoint.asset(writer)?;
+        let mut manager = CheckpointManager::builder(checkpoint, &path).save_every(1000).open()?;
+        manager.save_at(run.update())?;
+        let result = manager.guard(|manager| {
+            manager.save_if_due(run.update())?;
+            match changed {
+                "writer" => drop(lines.increment()),
+                "file" => std::fs::write(&log, "one line, and more")?,
+                _ => {}
+            }
+            Err::<(), BoxError>("the data".into())
+        });
+        assert!(result.is_err());
+        assert_eq!(path.join("ckpt-2").exists(), is_saved, "{changed}");
+    }
     Ok(())
 }
 

@@ -62,6 +62,28 @@ fn copy_dir(from: &Path, to: &Path) {
     }
 }
 
+/// What gets its name back later is older than what was saved meanwhile.
+#[test]
+fn what_was_passed_over_stays_older_after_a_restart() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let mut manager = run.open(dir.path());
+    run.save(&mut manager, &[1, 2, 3])?;
+    manager.close()?;
+    let mut manager = run.open(dir.path());
+    let aside = manager.pass_over(dir.path().join("ckpt-3"))?;
+    manager.pass_over(dir.path().join("ckpt-2"))?;
+    manager.close()?;
+    let mut manager = run.open(dir.path());
+    manager.restore_or_initialize()?;
+    run.save(&mut manager, &[4])?;
+    manager.close()?;
+    assert_eq!(CheckpointReader::open(dir.path().join("ckpt-4"))?.manifest().sequence, 4);
+    fs::rename(aside.as_path().ok_or("it has no path")?, dir.path().join("ckpt-3"))?;
+    assert_eq!(latest_checkpoint(dir.path())?, Some(dir.path().join("ckpt-4").into()));
+    Ok(())
+}
+
 #[test]
 fn whatever_has_a_number_its_number_is_taken() -> Outcome {
     let dir = tempfile::tempdir()?;

@@ -162,6 +162,46 @@ fn failed_saves_are_logged_until_there_are_too_many() -> Outcome {
     Ok(())
 }
 
+/// A policy says when a save is due, not that it was.
+#[derive(Debug)]
+struct Doubling;
+
+impl SavePolicy for Doubling {
+    fn is_due(&self, context: &SaveContext) -> bool {
+        context.step.is_power_of_two()
+    }
+}
+
+#[test]
+fn a_due_save_that_fails_stays_due_whatever_the_policy() -> Outcome {
+    for background in [false, true] {
+        for continues in [false, true] {
+            let dir = tempfile::tempdir()?;
+            let mut builder = builder(dir.path())?.save_when(Doubling);
+            if background {
+                builder = builder.background(Background::new());
+            }
+            if continues {
+                builder = builder.on_save_error(OnSaveError::Continue { give_up_after: 9 });
+            }
+            let mut manager = builder.open()?;
+            fs::write(dir.path().join("ckpt-4"), "mine")?;
+            let failed = manager.save_if_due(4).and_then(|_| manager.wait());
+            assert!(failed.is_err() || continues && !background, "{failed:?}");
+            assert!(manager.save_if_due(5)?.is_some(), "background: {background}, continues: {continues}");
+            manager.wait()?;
+            assert_eq!(manager.save_if_due(6)?, None);
+            // A restore begins anew.
+            fs::write(dir.path().join("ckpt-8"), "mine")?;
+            assert!(manager.save_if_due(8).and_then(|_| manager.wait()).is_err() || continues && !background);
+            manager.restore(dir.path().join("ckpt-5"))?;
+            assert_eq!(manager.save_if_due(6)?, None);
+            assert_eq!(steps_in(dir.path())?, [5]);
+        }
+    }
+    Ok(())
+}
+
 /// Also where nothing was saved before.
 #[test]
 fn a_step_whose_save_fails_is_due_until_it_is_saved() -> Outcome {

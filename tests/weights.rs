@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 use tch_checkpoint::save_policy::EverySteps;
 use tch_checkpoint::{
-    Checkpoint, CheckpointManager, Counter, Dtype, Error, Goal, TensorSource, WeightsExport, interop,
+    Checkpoint, CheckpointManager, Counter, Dtype, Error, Goal, OnSaveError, TensorSource, WeightsExport, interop,
 };
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -136,6 +136,31 @@ fn two_exports_need_two_directories() -> Outcome {
     // By another path.
     std::os::unix::fs::symlink("weights", dir.path().join("link"))?;
     assert!(matches!(open(["weights", "link"]), Err(Error::InvalidArgument(_))));
+    Ok(())
+}
+
+#[test]
+fn exports_and_saves_fail_on_their_own() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let (run, exports) = (dir.path().join("run"), dir.path().join("exports"));
+    let model = Model::new();
+    let mut manager = CheckpointManager::builder(model.checkpoint()?, &run)
+        .save_every(3)
+        .on_save_error(OnSaveError::Continue { give_up_after: 2 })
+        .export_weights_when(EverySteps(3), WeightsExport::of(["model"]), &exports)
+        .open()?;
+    fs::write(run.join("ckpt-3"), "mine")?;
+    assert_eq!(manager.save_if_due(3)?, None);
+    assert!(exports.join("weights-3.safetensors").exists());
+    fs::remove_dir_all(&exports)?;
+    fs::write(&exports, "mine")?;
+    assert!(manager.save_if_due(4)?.is_some());
+    for step in [7, 8, 9] {
+        assert_eq!(manager.save_if_due(step)?.is_some(), step == 7, "an export is no save");
+    }
+    // It is due until it succeeds.
+    fs::remove_file(&exports)?;
+    assert!(manager.save_if_due(10)?.is_some() && exports.join("weights-10.safetensors").exists());
     Ok(())
 }
 

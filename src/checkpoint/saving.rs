@@ -10,8 +10,8 @@ use crate::graph::{Gated, LOST, Moment, Unfinished};
 use crate::location::Location;
 use crate::repository::{Directory, checkpoint_name, nonce, parent_of};
 use crate::save::{
-    self, AllSeen, AssetStream, Held, Plan, SaveClock, SaveOptions, SaveRequest, Stamp, Unchanged, UserAsset,
-    check_names,
+    self, AllSeen, AssetStream, FileStamp, Held, Plan, SaveClock, SaveOptions, SaveRequest, Stamp, Unchanged,
+    UserAsset, check_names,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -292,6 +292,26 @@ impl Checkpoint {
 
     pub(crate) fn set_save_counter(&self, counter: u64) {
         self.save_counter.set(counter);
+    }
+
+    /// Returns the states of the user's files; `None` for an asset that a function writes.
+    pub(crate) fn files(&self) -> Vec<Option<FileStamp>> {
+        self.assets.iter().map(UserAsset::stamp).collect()
+    }
+
+    /// Returns the name of an asset that is neither in the state that it had `then` nor, if a function writes it, what the
+    /// checkpoint `last` has.
+    pub(crate) fn changed_asset(&self, then: &[Option<FileStamp>], last: Option<&Manifest>) -> Option<String> {
+        let is_in = |asset: &UserAsset, last: &Manifest| {
+            let captured = asset.capture(None).ok();
+            captured.is_some_and(|captured| last.assets.get(asset.name()) == Some(&captured.entry))
+        };
+        let is_same = |(at, asset): (usize, &UserAsset)| match then.get(at) {
+            Some(Some(then)) => asset.stamp() == Some(*then),
+            _ => last.is_some_and(|last| is_in(asset, last)),
+        };
+        let mut assets = self.assets.iter().enumerate();
+        assets.find(|(at, asset)| !is_same((*at, asset))).map(|(_, asset)| asset.name().to_string())
     }
 
     /// Returns `true` if a checkpoint has the current files of the user.

@@ -2,11 +2,12 @@
 
 use super::retention::CheckpointInfo;
 use super::{CheckpointManager, Next};
+use crate::catalog::Found;
 use crate::error::Result;
 use crate::format::Follows;
 use crate::graph::Seen;
 use crate::location::Location;
-use crate::save::{Noted, Plan, SaveClock};
+use crate::save::{FileStamp, Noted, Plan, SaveClock};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
@@ -14,6 +15,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 #[derive(Default)]
 pub(super) struct Guard {
     noted: Option<Noted>,
+    /// The states of the user's files; `None` for an asset that a function writes.
+    files: Vec<Option<FileStamp>>,
+    /// The number of restores.
+    restores: u64,
     step: Option<u64>,
     /// Whether that call saved it.
     is_saved: bool,
@@ -34,7 +39,8 @@ impl CheckpointManager {
     /// and version counters and up to 8,192 elements of the tensors are recorded. If the loop fails and no tracked
     /// tensor has changed since, these copies are saved with the tensors, as the checkpoint of that call's step. A
     /// failure in a forward or backward pass, while loading data or in an evaluation therefore loses nothing. If a
-    /// tensor has changed, nothing is saved, and the log names the tensor; with
+    /// tensor or an [asset](crate::Asset) has changed, or a restore has followed, nothing is saved, and the log says
+    /// why; what a [writer](crate::Asset::writer) writes counts as changed unless the last checkpoint has it. With
     /// [`unclean_on_failure`](crate::CheckpointManagerBuilder::unclean_on_failure), the state is saved as a checkpoint
     /// that is marked as unclean and that restarts do not use. Call the manager after each step: changes between two
     /// calls cannot be distinguished from those of a failed step.
@@ -100,7 +106,8 @@ impl CheckpointManager {
         let is_saved = is_saved || guard.saves;
         let noted = self.plan_now().and_then(|(plan, seen)| Noted::take(plan, seen, before));
         let noted = noted.inspect_err(|e| log::warn!("the state cannot be noted for the guard: {e:#}")).ok();
-        self.guard = Some(Guard { noted, step, is_saved, ..Guard::default() });
+        let (files, (_, restores)) = (self.checkpoint.files(), self.checkpoint.restored());
+        self.guard = Some(Guard { noted, files, restores, step, is_saved, ..Guard::default() });
     }
 
     /// Saves what can be saved; never fails.
@@ -127,6 +134,9 @@ impl CheckpointManager {
             return self.save_unclean(&clock, None, "the manager was not called with a step before".to_string());
         };
         let noted = match guard.noted.map(Noted::into_plan).transpose()? {
+            Some(Ok(_)) if guard.restores != self.checkpoint.restored().1 => {
+                Err(format!("a restore has followed the call at step {step}"))
+            }
             Some(Ok(noted)) => Ok(noted),
             Some(Err(key)) => Err(format!("{key} has changed since the manager was called at step {step}")),
             None => Err(format!("the state of the call at step {step} could not be noted")),
@@ -144,6 +154,11 @@ impl CheckpointManager {
             self.ledger().known.iter().any(|found| found.entry.name == name && self.head == Some(found.id()));
         if guard.is_saved && is_there || self.is_state_of_head(&name, &plan, &seen) {
             return Ok(Ok(self.directory.path(&name)));
+        }
+        if let Some(asset) = self.changed_asset(&guard.files) {
+            let why =
+                format!("the asset {asset} is not known to be as it was when the manager was called at step {step}");
+            return self.save_unclean(&clock, Some(step), why);
         }
         self.look_at_restores();
         let next = self.next_at(step, &BTreeMap::new());
@@ -166,6 +181,14 @@ impl CheckpointManager {
         manifest.is_some_and(|manifest| self.has_state(&manifest, plan, seen).unwrap_or(false))
     }
 
+    /// Returns the name of a file of the user that may have changed since it was in one of these states. What a function
+    /// writes is compared with the last checkpoint.
+    fn changed_asset(&self, then: &[Option<FileStamp>]) -> Option<String> {
+        let last = self.ledger().known.last().filter(|found| self.head == Some(found.id())).cloned();
+        let last = last.and_then(|found| self.directory.manifest(&found.entry.name).ok());
+        self.checkpoint.changed_asset(then, last.as_ref())
+    }
+
     /// Returns where the state is, also if only something after the save has failed. `before` it, that was the head, which
     /// only a save moves.
     fn durable(&self, before: Option<&Follows>, saved: Result<Location>) -> Result<Location> {
@@ -183,8 +206,15 @@ impl CheckpointManager {
         if !self.unclean_on_failure {
             return Ok(Err(why));
         }
-        log::warn!("the state is saved all the same, marked as unclean: {why}");
         self.look_at_restores();
+        let superseded = self.superseded_by(None)?;
+        // No restart uses it, so that it must not take the place of what restarts do use.
+        let is_used = |found: &&Found| superseded.contains(&found.entry.name) && !found.unclean;
+        let in_the_way = self.ledger().known.iter().find(is_used).map(|found| found.entry.name.clone());
+        if let Some(name) = in_the_way {
+            return Ok(Err(format!("{why}; nor as unclean, because the run had gone back to before {name}")));
+        }
+        log::warn!("the state is saved all the same, marked as unclean: {why}");
         let (plan, seen) = self.plan_now()?;
         let mut next = CheckpointInfo::new(String::new(), self.directory.now());
         (next.step, next.unclean) = (step, true);
@@ -192,8 +222,8 @@ impl CheckpointManager {
         let saved = self.with_room(next, |manager| {
             let counter = manager.checkpoint.next_save()?;
             let number = manager.free_number(step.unwrap_or(counter), &[])?;
-            let superseded = manager.superseded_by(None)?;
             let clock = clock.clone();
+            let superseded = manager.superseded_by(None)?;
             let next = Next { superseded, unclean: true, clock, ..Next::new(number, step, counter) };
             manager.save_planned(next, plan.clone(), seen.clone(), None)
         });

@@ -149,6 +149,8 @@ pub struct CheckpointManager {
     last_step: Option<u64>,
     /// Whether a restore bypassed this manager after it.
     restored_past: bool,
+    /// Whether a save that was due has failed, or was postponed, and nothing has been saved since.
+    owed: bool,
     background: Option<Background>,
     in_flight: Option<InFlight>,
     /// The name of the save in flight, and marks to write once it is durable.
@@ -224,7 +226,7 @@ impl CheckpointManager {
     /// Records `value` under `name` with the next save only. It replaces the value that
     /// [`Checkpoint::metadata`](crate::Checkpoint::metadata) recorded under that name. If a save fails, the next one
     /// records it. If the checkpoint of the step of that save already has the current state, a new checkpoint replaces it,
-    /// and keeps its metrics, pins and notes.
+    /// and keeps its metrics, pins and notes. So does one with changed files of the user ([`Asset`](crate::Asset)).
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -127,12 +127,19 @@ impl CheckpointManager {
                 }
                 log::warn!("the save is skipped: {error:#}");
                 (self.last_step, self.last_save_at, self.restored_past) = (Some(step), Instant::now(), false);
+                self.owed = false;
                 Ok(None)
             })
         };
         self.note_state(Some(step), matches!(result, Ok(Some(_))));
         #[cfg(feature = "huggingface")]
-        let result = result.and_then(|saved| self.export_if_due(step).map(|()| saved));
+        return self.export_beside(step, is_last, result);
+        #[cfg(not(feature = "huggingface"))]
+        self.after_call(is_last, result)
+    }
+
+    /// Does with the result of a call of `save_if_due` what [`OnSaveError`] says.
+    pub(super) fn after_call(&mut self, is_last: bool, result: Result<Option<Location>>) -> Result<Option<Location>> {
         match (&result, self.on_save_error) {
             // In the background, its end decides.
             (Ok(Some(_)), _) => match &mut self.in_flight {
@@ -190,10 +197,11 @@ impl CheckpointManager {
             ..SaveContext::new(number)
         };
         // All are asked, because they may count their calls.
-        let mut is_due = went_back;
+        let mut is_due = went_back || self.owed;
         for policy in &self.save_policies {
             is_due |= policy.is_due(&context);
         }
+        self.owed = is_due;
         let skips = self.background.as_ref().is_some_and(|background| background.when_busy == WhenBusy::Skip);
         if !is_due || self.waits_for_the_step() || skips && self.in_flight.is_some() {
             if let Some(metrics) = metrics
@@ -205,7 +213,9 @@ impl CheckpointManager {
             return Ok(None);
         }
         let metrics = metrics.map(|metrics| metrics()).unwrap_or_default();
-        self.save_step(SaveClock::start(), number, metrics).map(Some)
+        let path = self.save_step(SaveClock::start(), number, metrics)?;
+        self.owed = false;
+        Ok(Some(path))
     }
 
     /// Returns the checkpoint that was saved or restored last, if it is that of `step` and is still there, or is being
@@ -291,15 +301,16 @@ impl CheckpointManager {
         self.look_before_a_run_begins()?;
         let name = format!("{}-{number}", self.name);
         let mut noted = Vec::new();
-        if self.last_step == Some(number) && self.is_saved_as(&name)? {
-            if self.next_metadata.is_empty() {
+        let saved = if self.last_step == Some(number) { self.saved_as(&name)? } else { None };
+        if let Some(has_files) = saved {
+            if has_files && self.next_metadata.is_empty() {
                 let path = self.directory.path(&name);
                 if self.directory.rules().hold(Rule::LateMetrics) {
                     self.add_metrics(&path, metrics)?;
                 }
                 return Ok(path);
             }
-            // It is saved again for its metadata. What is known of this state stays known.
+            // It is saved again for its metadata, or for the user's files. What is known of this state stays known.
             self.look_at_marks(&name);
             if let Some(found) = self.ledger().known.last() {
                 metrics = found.entry.metrics.clone().into_iter().chain(metrics).collect();
@@ -313,11 +324,16 @@ impl CheckpointManager {
         self.save_next(Next { metrics, noted, superseded, clock, ..Next::new(number, Some(number), counter) })
     }
 
-    /// Returns `true` if the checkpoint that was saved or restored last is called `name` and has the current state.
-    fn is_saved_as(&mut self, name: &str) -> Result<bool> {
-        let Some(manifest) = self.manifest_of_head(name)? else { return Ok(false) };
+    /// Returns whether the checkpoint that was saved or restored last also has the current files of the user, if it is
+    /// called `name` and has the current state.
+    fn saved_as(&mut self, name: &str) -> Result<Option<bool>> {
+        let Some(manifest) = self.manifest_of_head(name)? else { return Ok(None) };
         let (plan, seen) = self.checkpoint.plan(&self.options)?;
-        Ok(self.has_state(&manifest, &plan, &seen)? || !self.directory.rules().hold(Rule::SameStep))
+        let is_saved = save::is_saved(&plan, &seen, &manifest, self.options.threads)?;
+        match is_saved || !self.directory.rules().hold(Rule::SameStep) {
+            true => self.checkpoint.has_assets(&manifest).map(Some),
+            false => Ok(None),
+        }
     }
 
     /// Returns the manifest of the checkpoint that was saved or restored last, if it is called `name`, and restarts use
@@ -349,6 +365,7 @@ impl CheckpointManager {
         }
         self.restores = restores;
         self.restored_past = true;
+        self.owed = false;
         self.waits_since = None;
         let mut head = restored;
         // A snapshot follows what was being saved when it was taken, which may have failed.
@@ -477,7 +494,7 @@ impl CheckpointManager {
         if let Some(taken) = taken {
             let (last_step, save_counter) = (self.last_step, self.checkpoint.save_counter());
             let (head, begun, last_save_at) = (self.head.clone(), self.begun, self.last_save_at);
-            let restored_past = self.restored_past;
+            let (restored_past, owed) = (self.restored_past, self.owed);
             let metadata = self.next_metadata.clone();
             let ends_failures = false;
             let id = id.clone();
@@ -485,6 +502,7 @@ impl CheckpointManager {
                 id,
                 last_step,
                 restored_past,
+                owed,
                 save_counter,
                 head,
                 begun,
@@ -509,6 +527,7 @@ impl CheckpointManager {
         self.next_metadata.clear();
         self.checkpoint.set_save_counter(counter);
         self.last_step = step.or(self.last_step);
+        self.owed &= step.is_none();
         if let Some(guard) = self.guard.as_mut().filter(|_| step.is_some()) {
             guard.saves = true;
         }
@@ -602,6 +621,7 @@ impl CheckpointManager {
             if self.checkpoint.restored().1 == self.restores {
                 self.checkpoint.set_follows(before.head.clone());
                 self.checkpoint.set_save_counter(before.save_counter);
+                self.owed |= before.owed && !is_skipped;
             }
             if self.never_saved.len() == MOST_NEVER_SAVED {
                 self.never_saved.pop_front();

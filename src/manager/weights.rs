@@ -1,11 +1,12 @@
 //! Exports of weights on their own schedule.
 
-use super::CheckpointManager;
 use super::save_policy::{SaveContext, SavePolicy};
+use super::{CheckpointManager, OnSaveError};
 use crate::error::{Error, Result};
 use crate::export::WeightsExport;
 use crate::format::safetensors::LENGTH_BYTES;
 use crate::interop::temporary;
+use crate::location::Location;
 use crate::name::COMPONENT_EXTENSION;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashSet};
@@ -28,6 +29,8 @@ pub(super) struct WeightsCadence {
     /// The restores and rollbacks before the last call, and the step that was restored since.
     restores: u64,
     restored: Option<u64>,
+    /// Whether an export that was due has failed.
+    owed: bool,
     /// Whether this process has removed what others left that were killed.
     is_swept: bool,
 }
@@ -45,6 +48,7 @@ impl WeightsCadence {
             last_at: Instant::now(),
             restores: 0,
             restored: None,
+            owed: false,
             is_swept: false,
         }
     }
@@ -192,8 +196,34 @@ fn starts_with(path: &Path, header: &[u8]) -> io::Result<bool> {
 }
 
 impl CheckpointManager {
+    /// Performs the exports that are due at this step, whether or not its save has failed. Returns the result of the call of
+    /// `save_if_due`.
+    pub(super) fn export_beside(
+        &mut self,
+        step: u64,
+        is_last: bool,
+        saved: Result<Option<Location>>,
+    ) -> Result<Option<Location>> {
+        // There may not be time for another file, and a state that is refused is not exported either.
+        let is_refused = matches!(saved, Err(Error::Unhealthy { .. } | Error::PartlyRestored { .. }));
+        let exported = if saved.is_err() && is_last || is_refused { Ok(()) } else { self.export_if_due(step) };
+        let saved = self.after_call(is_last, saved);
+        match (saved, exported) {
+            (saved, Ok(())) => saved,
+            (saved @ Ok(_), Err(error)) if matches!(self.on_save_error, OnSaveError::Continue { .. }) => {
+                log::error!("an export failed, and training continues: {error:#}");
+                saved
+            }
+            (Ok(_), Err(error)) => Err(error),
+            (saved @ Err(_), Err(error)) => {
+                log::error!("an export failed, too: {error:#}");
+                saved
+            }
+        }
+    }
+
     /// Performs the exports that are due at this step.
-    pub(super) fn export_if_due(&mut self, step: u64) -> Result<()> {
+    fn export_if_due(&mut self, step: u64) -> Result<()> {
         let (checkpoint, is_saving) = (&self.checkpoint, self.in_flight.is_some());
         let (_, restores) = checkpoint.restored();
         for cadence in &mut self.exports {
@@ -214,7 +244,9 @@ impl CheckpointManager {
                 last_save_at: Some(cadence.last_at),
                 ..SaveContext::new(step)
             };
-            if !cadence.policy.is_due(&context) {
+            cadence.owed &= goes_on;
+            cadence.owed |= cadence.policy.is_due(&context);
+            if !cadence.owed {
                 continue;
             }
             fs::create_dir_all(&cadence.directory).map_err(|e| Error::io("create", &cadence.directory, e))?;
@@ -227,7 +259,7 @@ impl CheckpointManager {
             };
             let written = checkpoint.export_after(&path, &cadence.export, begin)?;
             cadence.prune(step, &written);
-            (cadence.last, cadence.last_at) = (Some(step), Instant::now());
+            (cadence.last, cadence.last_at, cadence.owed) = (Some(step), Instant::now(), false);
         }
         Ok(())
     }

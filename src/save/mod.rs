@@ -35,4 +35,5 @@ pub(crate) use plan::{Plan, plan};
 pub(crate) use request::{Committed, SaveRequest, Stamp};
 pub(crate) use same::is_saved;
 pub use tracked::Asset as UserAsset;
+pub(crate) use tracked::FileStamp;
 pub(crate) use unchanged::{Memo, Unchanged};

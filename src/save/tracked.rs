@@ -96,6 +96,14 @@ impl Asset {
         Ok(())
     }
 
+    /// Returns the state of the user's file. `None` if it cannot be read, or a function writes the content.
+    pub(crate) fn stamp(&self) -> Option<FileStamp> {
+        match &self.content {
+            Content::File(path) => std::fs::metadata(path).ok().map(|file| FileStamp::of(&file)),
+            Content::Writer(_) => None,
+        }
+    }
+
     /// Returns the current content.
     pub(crate) fn capture(&self, earlier: Option<&Earlier>) -> Result<Captured> {
         let failed = |e: io::Error| Error::object(&self.name, format!("its writer failed: {e}"));

@@ -54,7 +54,8 @@ impl CheckpointManagerBuilder {
     }
 
     /// Sets how many newer checkpoints must exist before the checkpoint that a run was restored from may be removed.
-    /// Defaults to 1; 0 does not protect it. A number that the policies never reach protects it for the whole run.
+    /// Defaults to 1; 0 does not protect it. A number that the policies never reach protects it for the whole run. If the run
+    /// goes back to a checkpoint that its own process has saved, that one is protected until the process ends.
     #[must_use]
     pub fn protect_restored(mut self, newer: usize) -> Self {
         self.protect_restored = newer;

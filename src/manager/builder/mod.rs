@@ -174,8 +174,10 @@ impl CheckpointManagerBuilder {
     /// Exports weights into `directory` whenever `policy` requests it, independently of the saves: as
     /// `weights-STEP.safetensors`, or as the directory `weights-STEP` with one file per component.
     /// [`CheckpointManager::save_if_due`] exports after the save, and returns when the export is durable and verified,
-    /// as with [`Checkpoint::export_weights`]; it also returns the errors. All exports are kept unless
-    /// [`WeightsExport::keep`] limits their number. Can be set several times, with a directory for each.
+    /// as with [`Checkpoint::export_weights`]. It also returns the errors; with
+    /// [`OnSaveError::Continue`](crate::OnSaveError::Continue), they are logged. An export that fails is due again at the next
+    /// call. One is made even if the save fails, except of a state that is refused, and after a failed last save. All exports
+    /// are kept unless [`WeightsExport::keep`] limits their number. Can be set several times, with a directory for each.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), tch_checkpoint::Error> {
@@ -356,8 +358,11 @@ impl CheckpointManagerBuilder {
         let opened = directory.now();
         let scan = directory.scan_for_writing()?;
         directory.sweep(&scan.leftovers);
+        // What was moved aside may get its name back, and must be older than the next save then.
+        let aside = scan.aside.iter().filter_map(|(_, name)| directory.manifest(name).ok());
+        let aside = aside.map(|manifest| manifest.sequence).max().unwrap_or(0);
         let catalog = Catalog::of(&directory, scan);
-        let held = Arc::new(Held::new(&directory, lock, catalog.sequence()));
+        let held = Arc::new(Held::new(&directory, lock, catalog.sequence().max(aside)));
         let mut ledger = Ledger::new(directory.clone(), held.clone(), self.name.clone(), retention, opened);
         ledger.take_in(catalog);
         ledger.links = Arc::new(Mutex::new(self.links));
@@ -395,6 +400,7 @@ impl CheckpointManagerBuilder {
             on_unhealthy: self.on_unhealthy,
             last_step: None,
             restored_past: false,
+            owed: false,
             background: self.background,
             in_flight: None,
             early: None,

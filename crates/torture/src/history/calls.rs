@@ -282,7 +282,9 @@ impl History {
             Err(why) if why.is_empty() => {}
             other => return Err(format!("the failure is {other:?}")),
         }
-        if !changes && (called.is_none() || in_the_way) {
+        // What no restart uses supersedes only its like.
+        let goes_back = self.line().goes_back();
+        if !changes && (called.is_none() || in_the_way) || changes && goes_back {
             return self.check_directory();
         }
         let saved = Saved { number, step, value, is_unclean: changes, ..Saved::default() };

@@ -237,6 +237,11 @@ impl Line {
         self.own[self.staying()..].iter().filter(|made| made.there).map(|made| made.number).collect()
     }
 
+    /// Whether the next save supersedes anything from which a run can be restarted.
+    pub(super) fn goes_back(&self) -> bool {
+        self.own[self.staying()..].iter().any(|made| made.there && !made.is_unclean)
+    }
+
     /// What a save at this step comes to.
     pub(super) fn save(&self, step: u64, value: u64) -> Then {
         let last = self.own.last().filter(|made| self.is_that_of(made, step) && !made.is_unclean);
