@@ -779,8 +779,8 @@ fn what_a_deferred_restore_left_half_overwritten_is_not_saved() -> Outcome {
 #[test]
 fn an_object_of_another_kind_is_called_that() -> Outcome {
     let dir = tempfile::tempdir()?;
-    let path = Checkpoint::new().track("v", &Counter::new(1))?.write(dir.path().join("c"))?;
-    let error = Checkpoint::new().track("v", &Memory::seeded(10, 1))?.restore(&path).unwrap_err().to_string();
+    let path = Checkpoint::new().track("v", Counter::new(1))?.write(dir.path().join("c"))?;
+    let error = Checkpoint::new().track("v", Memory::seeded(10, 1))?.restore(&path).unwrap_err().to_string();
     assert!(error.contains("\"v\" is in the checkpoint as a tensor, and is a value here, or the reverse"), "{error}");
     Ok(())
 }
