@@ -341,6 +341,31 @@ fn a_failure_after_going_back_leaves_the_later_ones_alone() -> Outcome {
     Ok(())
 }
 
+/// What no restart uses is not in the way.
+#[test]
+fn a_failure_after_a_start_that_passed_over_one_is_kept() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let (weights, step) = (Memory::seeded(100_000, 1), Counter::new(0));
+    let open = || -> Result<CheckpointManager, Error> {
+        let checkpoint = Checkpoint::new().track("weights", &weights)?.track("step", &step)?;
+        CheckpointManager::builder(checkpoint, dir.path()).unclean_on_failure().open()
+    };
+    let mut manager = open()?;
+    manager.save_at(step.increment())?;
+    weights.bytes()[..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    manager.save_at(step.increment())?;
+    manager.close()?;
+    let mut manager = open()?;
+    assert_eq!(manager.restore_or_initialize()?.restored.and_then(|status| status.step()), Some(1));
+    let result = manager.guard(|_| {
+        weights.bytes()[..4].copy_from_slice(&3f32.to_le_bytes());
+        Err::<(), BoxError>("in the midst of a step".into())
+    });
+    assert!(result.is_err());
+    assert!(CheckpointDirectory::new(dir.path()).latest()?.is_some_and(|info| info.unclean));
+    Ok(())
+}
+
 /// Files of the user are read when the loop has failed.
 #[test]
 fn a_changed_asset_is_not_saved_with_the_state_before_it() -> Outcome {

@@ -220,7 +220,9 @@ fn what_is_read_in_pieces_is_computed_once() {
     assert_eq!(ours.bytes.load(Relaxed), 240);
     // The state of an optimizer.
     let mut table = Table::default().with("optimizer/state/w/exp_avg", Dtype::F32, &[6, 10], bytes.clone());
-    table.values.insert("optimizer/algorithm".to_string(), json!("Adam"));
+    for value in ["algorithm", "param_groups", "steps"] {
+        table.values.insert(format!("optimizer/{value}"), json!(0));
+    }
     let state = Counted { table, ..Counted::default() };
     let moved = map.apply_to_optimizer(&weights, &state, "model").unwrap();
     let key = "optimizer/state/x/exp_avg";

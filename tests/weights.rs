@@ -5,7 +5,7 @@ mod common;
 use common::Memory;
 use std::fs;
 use std::path::Path;
-use tch_checkpoint::save_policy::EverySteps;
+use tch_checkpoint::save_policy::{AtSteps, EverySteps};
 use tch_checkpoint::{
     Checkpoint, CheckpointManager, Counter, Dtype, Error, Goal, OnSaveError, TensorSource, WeightsExport, interop,
 };
@@ -142,12 +142,13 @@ fn two_exports_need_two_directories() -> Outcome {
 #[test]
 fn exports_and_saves_fail_on_their_own() -> Outcome {
     let dir = tempfile::tempdir()?;
-    let (run, exports) = (dir.path().join("run"), dir.path().join("exports"));
+    let (run, exports, beside) = (dir.path().join("run"), dir.path().join("exports"), dir.path().join("beside"));
     let model = Model::new();
     let mut manager = CheckpointManager::builder(model.checkpoint()?, &run)
         .save_every(3)
         .on_save_error(OnSaveError::Continue { give_up_after: 2 })
         .export_weights_when(EverySteps(3), WeightsExport::of(["model"]), &exports)
+        .export_weights_when(AtSteps::new([9]), WeightsExport::of(["model"]), &beside)
         .open()?;
     fs::write(run.join("ckpt-3"), "mine")?;
     assert_eq!(manager.save_if_due(3)?, None);
@@ -158,9 +159,36 @@ fn exports_and_saves_fail_on_their_own() -> Outcome {
     for step in [7, 8, 9] {
         assert_eq!(manager.save_if_due(step)?.is_some(), step == 7, "an export is no save");
     }
-    // It is due until it succeeds.
+    // Others are made meanwhile, and it is due until it succeeds.
+    assert!(beside.join("weights-9.safetensors").exists());
     fs::remove_file(&exports)?;
     assert!(manager.save_if_due(10)?.is_some() && exports.join("weights-10.safetensors").exists());
+    Ok(())
+}
+
+/// A run that restored nothing replaces neither the checkpoints nor the exports of another.
+#[test]
+fn a_run_that_may_not_begin_exports_nothing() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let (run, exports) = (dir.path().join("run"), dir.path().join("exports"));
+    let open = |model: &Model| {
+        let export = WeightsExport::of(["model"]).keep(2);
+        let builder = CheckpointManager::builder(model.checkpoint()?, &run).save_every(3);
+        builder.export_weights_when(EverySteps(3), export, &exports).open()
+    };
+    let mut manager = open(&Model::new())?;
+    for step in [3, 6] {
+        manager.save_if_due(step)?;
+    }
+    manager.close()?;
+    let file = exports.join("weights-3.safetensors");
+    let before = fs::metadata(&file)?.modified()?;
+    for step in [1, 3] {
+        let error = open(&Model::new())?.save_if_due(step).unwrap_err();
+        assert!(matches!(error, Error::AlreadyExists { .. }), "{error}");
+    }
+    assert_eq!(fs::metadata(&file)?.modified()?, before);
+    assert!(exports.join("weights-6.safetensors").exists());
     Ok(())
 }
 

@@ -134,8 +134,8 @@ impl Checkpoint {
     ///
     /// The run continues from the checkpoint that it had restored or saved before the snapshot, if any: the next save
     /// of a manager supersedes later ones, as after a [restore](crate::CheckpointManager#going-back). `requires_grad`
-    /// is unchanged. What a restore keeps for objects that are tracked later, and for variables that are built later, is
-    /// kept.
+    /// is unchanged. What a restore keeps for objects that are tracked later, and for variables that are built after the
+    /// rollback, is kept.
     ///
     /// # Errors
     /// [`Error::Mismatch`] if the objects differ from those of the snapshot: one was tracked later, or has another

@@ -294,12 +294,12 @@ impl Checkpoint {
         self.save_counter.set(counter);
     }
 
-    /// Returns the states of the user's files; `None` for an asset that a function writes.
+    /// Returns the states of the user's files; `None` for what may change unnoticed, and what a function writes.
     pub(crate) fn files(&self) -> Vec<Option<FileStamp>> {
         self.assets.iter().map(UserAsset::stamp).collect()
     }
 
-    /// Returns the name of an asset that is neither in the state that it had `then` nor, if a function writes it, what the
+    /// Returns the name of an asset that is neither in the state that it had `then` nor, if that is not known, what the
     /// checkpoint `last` has.
     pub(crate) fn changed_asset(&self, then: &[Option<FileStamp>], last: Option<&Manifest>) -> Option<String> {
         let is_in = |asset: &UserAsset, last: &Manifest| {

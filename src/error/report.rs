@@ -133,12 +133,8 @@ impl fmt::Display for RestoreReport {
                 continue;
             }
             if self.unused.contains(*key) {
-                let shown = shown(key);
-                write!(
-                    f,
-                    "{}{shown} is in the checkpoint as a tensor, and is a value here, or the reverse",
-                    separate()
-                )?;
+                let why = "it is a tensor there and a value here, or the reverse, or was created after the restore";
+                write!(f, "{}{} is in the checkpoint, and was not restored: {why}", separate(), shown(key))?;
                 continue;
             }
             write!(f, "{}{} is not in the checkpoint", separate(), shown(key))?;

@@ -236,8 +236,8 @@ pub(super) struct Before {
     pub last_step: Option<u64>,
     /// Whether a restore bypassed the manager after that.
     pub restored_past: bool,
-    /// Whether `save_if_due` has to save.
-    pub owed: bool,
+    /// The save that was due then.
+    pub owed: Option<u64>,
     pub save_counter: u64,
     /// The checkpoint that the next one follows.
     pub head: Option<Follows>,

@@ -7,6 +7,7 @@ use crate::error::Result;
 use crate::format::Follows;
 use crate::graph::Seen;
 use crate::location::Location;
+use crate::restore::RestoreOptions;
 use crate::save::{FileStamp, Noted, Plan, SaveClock};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -15,7 +16,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 #[derive(Default)]
 pub(super) struct Guard {
     noted: Option<Noted>,
-    /// The states of the user's files; `None` for an asset that a function writes.
+    /// The states of the user's files; `None` for what may change unnoticed, and what a function writes.
     files: Vec<Option<FileStamp>>,
     /// The number of restores.
     restores: u64,
@@ -40,7 +41,8 @@ impl CheckpointManager {
     /// tensor has changed since, these copies are saved with the tensors, as the checkpoint of that call's step. A
     /// failure in a forward or backward pass, while loading data or in an evaluation therefore loses nothing. If a
     /// tensor or an [asset](crate::Asset) has changed, or a restore has followed, nothing is saved, and the log says
-    /// why; what a [writer](crate::Asset::writer) writes counts as changed unless the last checkpoint has it. With
+    /// why; what a [writer](crate::Asset::writer) writes, and a file that was changed less than two seconds before the call,
+    /// count as changed unless the last checkpoint has the same. With
     /// [`unclean_on_failure`](crate::CheckpointManagerBuilder::unclean_on_failure), the state is saved as a checkpoint
     /// that is marked as unclean and that restarts do not use. Call the manager after each step: changes between two
     /// calls cannot be distinguished from those of a failed step.
@@ -209,10 +211,11 @@ impl CheckpointManager {
         self.look_at_restores();
         let superseded = self.superseded_by(None)?;
         // No restart uses it, so that it must not take the place of what restarts do use.
-        let is_used = |found: &&Found| superseded.contains(&found.entry.name) && !found.unclean;
-        let in_the_way = self.ledger().known.iter().find(is_used).map(|found| found.entry.name.clone());
-        if let Some(name) = in_the_way {
-            return Ok(Err(format!("{why}; nor as unclean, because the run had gone back to before {name}")));
+        let known = self.ledger().known.clone();
+        let is_used = |found: &&Found| self.why_not_taken(found, &RestoreOptions::new()).is_none();
+        let mut later = known.iter().filter(|found| superseded.contains(&found.entry.name));
+        if let Some(Found { entry, .. }) = later.find(is_used) {
+            return Ok(Err(format!("{why}; nor as unclean, because it would take the place of {}", entry.name)));
         }
         log::warn!("the state is saved all the same, marked as unclean: {why}");
         let (plan, seen) = self.plan_now()?;

@@ -149,8 +149,9 @@ pub struct CheckpointManager {
     last_step: Option<u64>,
     /// Whether a restore bypassed this manager after it.
     restored_past: bool,
-    /// Whether a save that was due has failed, or was postponed, and nothing has been saved since.
-    owed: bool,
+    /// The number of restores at which a save was due that has failed, or was postponed, if nothing has been saved since. A
+    /// restore begins anew.
+    owed: Option<u64>,
     background: Option<Background>,
     in_flight: Option<InFlight>,
     /// The name of the save in flight, and marks to write once it is durable.

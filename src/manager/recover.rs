@@ -141,7 +141,6 @@ impl CheckpointManager {
             return Err(self.checkpoint.explain_torn(&root, Error::not_found(&root, reason)));
         }
         (self.begun, self.head, self.last_step, self.restored_past) = (true, None, None, false);
-        self.owed = false;
         let passed_over = self.passed_over(passed_by);
         Ok(StartOutcome { restored: None, initialized, passed_over })
     }
@@ -173,7 +172,7 @@ impl CheckpointManager {
     }
 
     /// Returns why a run is not resumed from a valid checkpoint.
-    fn why_not_taken(&self, found: &Found, options: &RestoreOptions) -> Option<String> {
+    pub(super) fn why_not_taken(&self, found: &Found, options: &RestoreOptions) -> Option<String> {
         if found.unclean {
             return Some("it was saved after an error, and its state may not belong together".to_string());
         }
@@ -345,7 +344,7 @@ impl CheckpointManager {
         self.look_at_restores();
         // Files of other tools have no step.
         if !status.lineage().is_empty() {
-            (self.last_step, self.restored_past, self.owed) = (status.step(), false, false);
+            (self.last_step, self.restored_past) = (status.step(), false);
             self.last_save_at = Instant::now();
             #[cfg(feature = "huggingface")]
             self.exports.iter_mut().for_each(|cadence| cadence.goes_on_from(status.step()));

@@ -127,7 +127,7 @@ impl CheckpointManager {
                 }
                 log::warn!("the save is skipped: {error:#}");
                 (self.last_step, self.last_save_at, self.restored_past) = (Some(step), Instant::now(), false);
-                self.owed = false;
+                self.owed = None;
                 Ok(None)
             })
         };
@@ -197,11 +197,12 @@ impl CheckpointManager {
             ..SaveContext::new(number)
         };
         // All are asked, because they may count their calls.
-        let mut is_due = went_back || self.owed;
+        let (_, restores) = self.checkpoint.restored();
+        let mut is_due = went_back || self.owed == Some(restores);
         for policy in &self.save_policies {
             is_due |= policy.is_due(&context);
         }
-        self.owed = is_due;
+        self.owed = is_due.then_some(restores);
         let skips = self.background.as_ref().is_some_and(|background| background.when_busy == WhenBusy::Skip);
         if !is_due || self.waits_for_the_step() || skips && self.in_flight.is_some() {
             if let Some(metrics) = metrics
@@ -214,7 +215,7 @@ impl CheckpointManager {
         }
         let metrics = metrics.map(|metrics| metrics()).unwrap_or_default();
         let path = self.save_step(SaveClock::start(), number, metrics)?;
-        self.owed = false;
+        self.owed = None;
         Ok(Some(path))
     }
 
@@ -365,7 +366,6 @@ impl CheckpointManager {
         }
         self.restores = restores;
         self.restored_past = true;
-        self.owed = false;
         self.waits_since = None;
         let mut head = restored;
         // A snapshot follows what was being saved when it was taken, which may have failed.
@@ -527,7 +527,7 @@ impl CheckpointManager {
         self.next_metadata.clear();
         self.checkpoint.set_save_counter(counter);
         self.last_step = step.or(self.last_step);
-        self.owed &= step.is_none();
+        self.owed = None;
         if let Some(guard) = self.guard.as_mut().filter(|_| step.is_some()) {
             guard.saves = true;
         }
@@ -616,12 +616,12 @@ impl CheckpointManager {
             if !is_skipped {
                 (self.last_step, self.last_save_at) = (before.last_step, before.last_save_at);
                 self.restored_past = before.restored_past;
+                self.owed = self.owed.or(before.owed);
             }
             // A restore since then remains in effect.
             if self.checkpoint.restored().1 == self.restores {
                 self.checkpoint.set_follows(before.head.clone());
                 self.checkpoint.set_save_counter(before.save_counter);
-                self.owed |= before.owed && !is_skipped;
             }
             if self.never_saved.len() == MOST_NEVER_SAVED {
                 self.never_saved.pop_front();

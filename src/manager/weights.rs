@@ -2,6 +2,7 @@
 
 use super::save_policy::{SaveContext, SavePolicy};
 use super::{CheckpointManager, OnSaveError};
+use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::export::WeightsExport;
 use crate::format::safetensors::LENGTH_BYTES;
@@ -204,9 +205,21 @@ impl CheckpointManager {
         is_last: bool,
         saved: Result<Option<Location>>,
     ) -> Result<Option<Location>> {
-        // There may not be time for another file, and a state that is refused is not exported either.
-        let is_refused = matches!(saved, Err(Error::Unhealthy { .. } | Error::PartlyRestored { .. }));
-        let exported = if saved.is_err() && is_last || is_refused { Ok(()) } else { self.export_if_due(step) };
+        let exported = match &saved {
+            _ if self.exports.is_empty() => Ok(()),
+            // There may not be time for another file.
+            Err(_) if is_last => Ok(()),
+            // The state is not exported either, or this manager may not write at all.
+            Err(Error::Unhealthy { .. } | Error::PartlyRestored { .. }) => Ok(()),
+            Err(_) if self.directory.check().is_err() => Ok(()),
+            // A run that has begun nothing here must not replace the exports of another.
+            saved if !self.begun => match self.superseded_by(None) {
+                Ok(_) => self.export_if_due(step),
+                Err(_) if saved.is_err() => Ok(()),
+                Err(error) => Err(error),
+            },
+            _ => self.export_if_due(step),
+        };
         let saved = self.after_call(is_last, saved);
         match (saved, exported) {
             (saved, Ok(())) => saved,
@@ -222,45 +235,59 @@ impl CheckpointManager {
         }
     }
 
-    /// Performs the exports that are due at this step.
+    /// Performs the exports that are due at this step. Returns the first error.
     fn export_if_due(&mut self, step: u64) -> Result<()> {
-        let (checkpoint, is_saving) = (&self.checkpoint, self.in_flight.is_some());
-        let (_, restores) = checkpoint.restored();
-        for cadence in &mut self.exports {
-            let goes_on = cadence.previous.is_some_and(|previous| previous <= step) && cadence.restores == restores;
-            let restored = cadence.restored.take();
-            if !goes_on {
-                cadence.last = cadence.last_before(restored.map_or(step, |last| step.min(last.saturating_add(1))));
+        let mut all = Ok(());
+        let mut exports = std::mem::take(&mut self.exports);
+        for cadence in &mut exports {
+            match (&all, cadence.call(&self.checkpoint, step, self.in_flight.is_some())) {
+                (Ok(()), done) => all = done,
+                (Err(_), Err(error)) => log::error!("another export failed, too: {error:#}"),
+                (Err(_), Ok(())) => {}
             }
-            cadence.restores = restores;
-            let first = cadence.first.map_or(step, |first| first.min(step));
-            cadence.first = Some(first);
-            let context = SaveContext {
-                previous: cadence.previous.replace(step),
-                first,
-                last_saved: cadence.last,
-                since_last_save: cadence.last_at.elapsed(),
-                is_saving,
-                last_save_at: Some(cadence.last_at),
-                ..SaveContext::new(step)
-            };
-            cadence.owed &= goes_on;
-            cadence.owed |= cadence.policy.is_due(&context);
-            if !cadence.owed {
-                continue;
-            }
-            fs::create_dir_all(&cadence.directory).map_err(|e| Error::io("create", &cadence.directory, e))?;
-            cadence.sweep();
-            let path = cadence.export.path_of_step(&cadence.directory, step);
-            // Of an earlier export of this step: until all files are those of this one, it is not whole.
-            let begin = || match cadence.export.files(&path).split_first() {
-                Some((_, [.., last])) => remove_if_there(last),
-                _ => Ok(()),
-            };
-            let written = checkpoint.export_after(&path, &cadence.export, begin)?;
-            cadence.prune(step, &written);
-            (cadence.last, cadence.last_at, cadence.owed) = (Some(step), Instant::now(), false);
         }
+        self.exports = exports;
+        all
+    }
+}
+
+impl WeightsCadence {
+    /// Exports at this step if that is due.
+    fn call(&mut self, checkpoint: &Checkpoint, step: u64, is_saving: bool) -> Result<()> {
+        let (_, restores) = checkpoint.restored();
+        let goes_on = self.previous.is_some_and(|previous| previous <= step) && self.restores == restores;
+        let restored = self.restored.take();
+        if !goes_on {
+            self.last = self.last_before(restored.map_or(step, |last| step.min(last.saturating_add(1))));
+        }
+        self.restores = restores;
+        let first = self.first.map_or(step, |first| first.min(step));
+        self.first = Some(first);
+        let context = SaveContext {
+            previous: self.previous.replace(step),
+            first,
+            last_saved: self.last,
+            since_last_save: self.last_at.elapsed(),
+            is_saving,
+            last_save_at: Some(self.last_at),
+            ..SaveContext::new(step)
+        };
+        self.owed &= goes_on;
+        self.owed |= self.policy.is_due(&context);
+        if !self.owed {
+            return Ok(());
+        }
+        fs::create_dir_all(&self.directory).map_err(|e| Error::io("create", &self.directory, e))?;
+        self.sweep();
+        let path = self.export.path_of_step(&self.directory, step);
+        // Of an earlier export of this step: until all files are those of this one, it is not whole.
+        let begin = || match self.export.files(&path).split_first() {
+            Some((_, [.., last])) => remove_if_there(last),
+            _ => Ok(()),
+        };
+        let written = checkpoint.export_after(&path, &self.export, begin)?;
+        self.prune(step, &written);
+        (self.last, self.last_at, self.owed) = (Some(step), Instant::now(), false);
         Ok(())
     }
 }

@@ -183,6 +183,7 @@ impl Pending {
             state.filled.keys().filter(|name| is_there(name)).map(|name| name::key([name])).collect();
         report.matched.retain(|key| there.contains(name::component(key)));
         report.skipped.retain(|skipped| there.contains(name::component(&skipped.key)));
+        report.mapped.retain(|mapping| there.contains(name::component(&mapping.key)));
         report.trainable.retain(|differs| there.contains(name::component(&differs.key)));
         report.unused = state.unused.iter().cloned().collect();
         // Values that were restored for objects that do not exist yet are unused.

@@ -96,12 +96,14 @@ impl Asset {
         Ok(())
     }
 
-    /// Returns the state of the user's file. `None` if it cannot be read, or a function writes the content.
+    /// Returns the state of the user's file. `None` if a later change may go unnoticed: the file has changed just now or
+    /// cannot be read, or a function writes the content.
     pub(crate) fn stamp(&self) -> Option<FileStamp> {
         match &self.content {
             Content::File(path) => std::fs::metadata(path).ok().map(|file| FileStamp::of(&file)),
             Content::Writer(_) => None,
         }
+        .filter(FileStamp::is_settled)
     }
 
     /// Returns the current content.

@@ -400,7 +400,7 @@ impl CheckpointManagerBuilder {
             on_unhealthy: self.on_unhealthy,
             last_step: None,
             restored_past: false,
-            owed: false,
+            owed: None,
             background: self.background,
             in_flight: None,
             early: None,

@@ -23,6 +23,7 @@ impl History {
         }
         let fresh = self.random.one_in(8);
         self.tell(format!("open {}{}", NAMES[self.name], if fresh { ", fresh" } else { "" }));
+        self.owed = false;
         self.manager = Some(self.open(fresh).map_err(|e| format!("it does not open: {e}"))?);
         let now = self.now;
         self.line().opened(now);
@@ -59,6 +60,7 @@ impl History {
                     return Err(format!("restored {}, expected {value}", self.state.get()));
                 }
                 self.diverges = false;
+                self.owed = false;
                 self.line().restored(order, true);
                 Ok(())
             }
@@ -132,6 +134,7 @@ impl History {
             return Err(format!("restored {} instead of {}", self.state.get(), made.value));
         }
         self.diverges = made.is_unhealthy;
+        self.owed = false;
         self.line().restored(made.order, false);
         Ok(true)
     }
@@ -148,6 +151,7 @@ impl History {
         self.tell(format!("rollback to the snapshot of {}", taken.value));
         let done = self.manager()?.checkpoint_mut().rollback(&taken.snapshot);
         done.map_err(|e| format!("the snapshot is not restored: {e}"))?;
+        self.owed = false;
         if !self.state.is(taken.value) {
             return Err(format!("rolled back to {} instead of {}", self.state.get(), taken.value));
         }
@@ -183,7 +187,7 @@ impl History {
 
     pub(super) fn save_if_due(&mut self, step: u64) -> Verdict {
         let interval = self.interval;
-        if self.line().is_due(step, interval) {
+        if self.line().is_due(step, interval) || self.owed {
             return self.save_at_with(step, true, true);
         }
         self.change();
@@ -222,7 +226,11 @@ impl History {
         };
         match saved {
             // That something was removed by hand is noticed, and no more listed, when something is saved.
-            Err(Error::AlreadyExists { .. }) if in_the_way => return self.check_directory(),
+            Err(Error::AlreadyExists { .. }) if in_the_way => {
+                // It stays due.
+                self.owed |= if_due;
+                return self.check_directory();
+            }
             Ok(_) if in_the_way => return Err("it is saved over something".to_string()),
             _ => {}
         }
@@ -251,7 +259,8 @@ impl History {
     pub(super) fn fail(&mut self) -> Verdict {
         let last = self.line().last_step;
         // It calls the manager before it fails, or does not.
-        let called = last.filter(|_| self.interval > 1 && self.random.one_in(2)).map(|step| step + 1);
+        let may_call = self.interval > 1 && !self.owed;
+        let called = last.filter(|_| may_call && self.random.one_in(2)).map(|step| step + 1);
         let changes = last.is_none() || !self.random.one_in(3);
         if called.is_some() {
             self.change();
@@ -325,6 +334,7 @@ impl History {
         let saved = Saved { time: now, is_unhealthy: self.diverges, ..saved };
         let is_new = matches!(then, Then::New { .. });
         self.saves += 1;
+        self.owed = false;
         let (name, saves) = (self.name, self.saves);
         self.indexed[name] |= is_new || !saved.metrics.is_empty();
         let line = self.line();

@@ -114,6 +114,8 @@ struct History {
     lines: [Line; 2],
     rules: Rules,
     interval: u64,
+    /// Whether a save that was due has failed since the last save or restore.
+    owed: bool,
     /// The time in seconds.
     now: i64,
     /// Checkpoints of the foreign run that were copied in.
@@ -157,6 +159,7 @@ impl History {
             lines: Default::default(),
             rules: Rules::default(),
             interval: 1,
+            owed: false,
             now: 0,
             copied: Vec::new(),
             needs_index: false,

@@ -239,7 +239,7 @@ impl Line {
 
     /// Whether the next save supersedes anything from which a run can be restarted.
     pub(super) fn goes_back(&self) -> bool {
-        self.own[self.staying()..].iter().any(|made| made.there && !made.is_unclean)
+        self.own[self.staying()..].iter().any(Made::is_taken)
     }
 
     /// What a save at this step comes to.

@@ -548,7 +548,7 @@ fn parameter_groups_must_be_known() {
     assert!(single.f_set_lr_group(2, 0.3).unwrap_err().to_string().contains("no parameter group 2; there are 2"));
     assert_eq!(optimizer.lr_group(2), None);
     optimizer.set_lr_group(1, f64::NAN);
-    assert!(try_save(&optimizer).unwrap_err().to_string().contains("not a number"));
+    assert!(try_save(&optimizer).unwrap_err().to_string().contains("`lr` of SGD is NaN"));
     single.set_lr(0.25);
     assert_eq!((single.lr(), single.lr_group(1)), (0.25, Some(0.25)));
 }
