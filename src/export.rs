@@ -117,8 +117,8 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::Object`] if no object of a name is tracked, or it has no tensor, or if a step of a tracked optimizer on
     /// another thread changed something meanwhile; [`Error::InvalidArgument`] for no components, and for a path that does
-    /// not end in `.safetensors`; [`Error::NoSpace`], [`Error::Io`]; [`Error::Damaged`] if the file read back differs from what was
-    /// written.
+    /// not end in `.safetensors`; [`Error::NoSpace`], [`Error::Io`]; [`Error::Damaged`] if the file read back differs
+    /// from what was written.
     pub fn export_weights(&self, path: impl AsRef<Path>, export: &WeightsExport) -> Result<Vec<PathBuf>> {
         self.export_after(path.as_ref(), export, || Ok(()))
     }

@@ -238,9 +238,6 @@ impl Checkpoint {
         // A step of an optimizer that is left out changes what is saved.
         let gated = Gated::of(&all)?;
         let (objects, others): (Vec<_>, Vec<_>) = all.into_iter().partition(|(name, _)| only.contains(name));
-        if let Some(name) = only.iter().find(|name| objects.iter().all(|(tracked, _)| tracked != *name)) {
-            return Err(Error::object(name, "it is to be saved alone, and no object of this name is tracked"));
-        }
         let plan = Arc::new(save::plan(&objects, options)?.with_gated(gated));
         let seen = Arc::new(plan.look());
         let mut without: Vec<String> = others.into_iter().map(|(name, _)| name).collect();
@@ -302,16 +299,12 @@ impl Checkpoint {
     /// Returns the name of an asset that is neither in the state that it had `then` nor, if that is not known, what the
     /// checkpoint `last` has.
     pub(crate) fn changed_asset(&self, then: &[Option<FileStamp>], last: Option<&Manifest>) -> Option<String> {
-        let is_in = |asset: &UserAsset, last: &Manifest| {
-            let captured = asset.capture(None).ok();
-            captured.is_some_and(|captured| last.assets.get(asset.name()) == Some(&captured.entry))
-        };
-        let is_same = |(at, asset): (usize, &UserAsset)| match then.get(at) {
+        let is_same = |at: usize, asset: &UserAsset| match then.get(at) {
             Some(Some(then)) => asset.stamp() == Some(*then),
-            _ => last.is_some_and(|last| is_in(asset, last)),
+            _ => last.is_some_and(|last| has_asset(last, asset).unwrap_or(false)),
         };
         let mut assets = self.assets.iter().enumerate();
-        assets.find(|(at, asset)| !is_same((*at, asset))).map(|(_, asset)| asset.name().to_string())
+        assets.find(|(at, asset)| !is_same(*at, asset)).map(|(_, asset)| asset.name().to_string())
     }
 
     /// Returns `true` if a checkpoint has the current files of the user.
@@ -319,11 +312,13 @@ impl Checkpoint {
         if self.assets.len() != manifest.assets.len() {
             return Ok(false);
         }
-        let has = |asset: &UserAsset| -> Result<bool> {
-            Ok(manifest.assets.get(asset.name()) == Some(&asset.capture(None)?.entry))
-        };
-        self.assets.iter().try_fold(true, |all, asset| Ok(all && has(asset)?))
+        self.assets.iter().try_fold(true, |all, asset| Ok(all && has_asset(manifest, asset)?))
     }
+}
+
+/// Returns `true` if a checkpoint has the present content of an asset.
+fn has_asset(manifest: &Manifest, asset: &UserAsset) -> Result<bool> {
+    Ok(manifest.assets.get(asset.name()) == Some(&asset.capture(None)?.entry))
 }
 
 /// The destination of a checkpoint.

@@ -323,11 +323,9 @@ impl Error {
     /// Returns an [`Error::AlreadyExists`].
     #[must_use]
     pub fn already_exists(path: impl Into<Location>) -> Error {
-        let hint =
-            "if it is a checkpoint of this run, restore it and continue from there; otherwise move it away, or save \
-                    into another directory or under another number"
-                .into();
-        Error::AlreadyExists { path: path.into(), hint }
+        let hint = "restore it and continue from there if it is a checkpoint of this run; otherwise move it away, or save \
+                    into another directory or under another number";
+        Error::AlreadyExists { path: path.into(), hint: hint.to_string() }
     }
 
     /// Returns an [`Error::Object`].

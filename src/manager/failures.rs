@@ -49,9 +49,10 @@ pub enum OnNoSpace {
     Skip,
     /// Removes the checkpoints that would be removed after this save, and retries once. A healthy, complete checkpoint
     /// must remain, and every byte of it is verified before the removal. The checkpoint from which the run continues is
-    /// never removed, and no component of another is
-    /// ([`keep_component`](crate::CheckpointManagerBuilder::keep_component)). If the retry fails as well, the removed checkpoints are gone without a replacement. For a
-    /// background save, the next call that saves does this. [`save_if_due`](crate::CheckpointManager::save_if_due)
-    /// returns the error of the background save only if nothing could be removed.
+    /// never removed, and neither is a component of another one
+    /// ([`keep_component`](crate::CheckpointManagerBuilder::keep_component)). If the retry fails as well, the removed
+    /// checkpoints are gone without a replacement. For a background save, the next call that saves does this.
+    /// [`save_if_due`](crate::CheckpointManager::save_if_due) returns the error of the background save only if nothing
+    /// could be removed.
     PruneFirst,
 }

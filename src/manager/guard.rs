@@ -211,10 +211,10 @@ impl CheckpointManager {
         self.look_at_restores();
         let superseded = self.superseded_by(None)?;
         // No restart uses it, so that it must not take the place of what restarts do use.
-        let known = self.ledger().known.clone();
-        let is_used = |found: &&Found| self.why_not_taken(found, &RestoreOptions::new()).is_none();
-        let mut later = known.iter().filter(|found| superseded.contains(&found.entry.name));
-        if let Some(Found { entry, .. }) = later.find(is_used) {
+        let is_used = |found: &&Found| {
+            superseded.contains(&found.entry.name) && self.why_not_taken(found, &RestoreOptions::new()).is_none()
+        };
+        if let Some(Found { entry, .. }) = self.ledger().known.iter().find(is_used) {
             return Ok(Err(format!("{why}; nor as unclean, because it would take the place of {}", entry.name)));
         }
         log::warn!("the state is saved all the same, marked as unclean: {why}");

@@ -287,29 +287,26 @@ impl CheckpointManager {
     /// Returns an error if [`Preemption::save_only`] names an object that is not tracked, before the last save would.
     pub(super) fn check_save_only(&self) -> Result<()> {
         let only = self.preemption.as_ref().and_then(|preemption| preemption.only.as_deref());
-        let Some(only) = only.filter(|_| !self.has_to_stop) else { return Ok(()) };
-        let objects = self.checkpoint.objects();
-        let tracked = || objects.iter().map(|(name, _)| name.as_str());
-        let Some(unknown) = only.iter().find(|name| tracked().all(|tracked| tracked != name.as_str())) else {
-            return Ok(());
-        };
-        let hint = nearest_hint(unknown, tracked());
-        Err(Error::object(
-            unknown,
-            format!("`Preemption::save_only` names it, and no object of this name is tracked{hint}"),
-        ))
+        let mut only = only.filter(|_| !self.has_to_stop).into_iter().flatten();
+        only.try_for_each(|name| self.must_be_tracked(name))
     }
 
     /// Removes the names that are not tracked.
     fn tracked_of(&self, mut only: BTreeSet<String>) -> BTreeSet<String> {
-        let objects = self.checkpoint.objects();
-        only.retain(|name| {
-            let is_tracked = objects.iter().any(|(tracked, _)| tracked == name);
-            if !is_tracked {
-                log::error!("{name}: `Preemption::save_only` names it, and no object of this name is tracked");
-            }
-            is_tracked
-        });
+        only.retain(|name| self.must_be_tracked(name).inspect_err(|error| log::error!("{error:#}")).is_ok());
         only
+    }
+
+    fn must_be_tracked(&self, name: &str) -> Result<()> {
+        let objects = self.checkpoint.objects();
+        let mut tracked = objects.iter().map(|(name, _)| name.as_str());
+        if tracked.clone().any(|tracked| tracked == name) {
+            return Ok(());
+        }
+        let hint = nearest_hint(name, &mut tracked);
+        Err(Error::object(
+            name,
+            format!("`Preemption::save_only` names it, and no object of this name is tracked{hint}"),
+        ))
     }
 }

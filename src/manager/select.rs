@@ -78,10 +78,9 @@ impl CheckpointDirectory {
     /// ```
     ///
     /// # Errors
-    /// [`Error::NotFound`] if there is no such checkpoint; [`Error::Damaged`], [`Error::Unsupported`] or [`Error::Io`] if that
-    /// of the number cannot be read; [`Error::InvalidArgument`] for a goal other than `min` and
-    /// `max`, and for a number that checkpoints of several names have; as for
-    /// [`checkpoints`](CheckpointDirectory::checkpoints).
+    /// [`Error::NotFound`] if there is no such checkpoint; [`Error::Damaged`], [`Error::Unsupported`] or [`Error::Io`] if
+    /// that of the number cannot be read; [`Error::InvalidArgument`] for a goal other than `min` and `max`, and for a number
+    /// that checkpoints of several names have; as for [`checkpoints`](CheckpointDirectory::checkpoints).
     pub fn select(&self, selection: &str) -> Result<CheckpointInfo> {
         let wanted = Selection::of(selection)?;
         if let Selection::Name(name) = wanted {

@@ -237,16 +237,14 @@ impl CheckpointManager {
 
     /// Performs the exports that are due at this step. Returns the first error.
     fn export_if_due(&mut self, step: u64) -> Result<()> {
-        let mut all = Ok(());
-        let mut exports = std::mem::take(&mut self.exports);
-        for cadence in &mut exports {
-            match (&all, cadence.call(&self.checkpoint, step, self.in_flight.is_some())) {
+        let (mut all, is_saving) = (Ok(()), self.in_flight.is_some());
+        for cadence in &mut self.exports {
+            match (&all, cadence.call(&self.checkpoint, step, is_saving)) {
                 (Ok(()), done) => all = done,
                 (Err(_), Err(error)) => log::error!("another export failed, too: {error:#}"),
                 (Err(_), Ok(())) => {}
             }
         }
-        self.exports = exports;
         all
     }
 }

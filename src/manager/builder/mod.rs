@@ -20,7 +20,7 @@ use crate::error::Result;
 #[cfg(feature = "huggingface")]
 use crate::export::WeightsExport;
 use crate::location::Location;
-use crate::repository::{Directory, OpenOptions};
+use crate::repository::{Aside, Directory, OpenOptions};
 use crate::restore::RestoreOptions;
 use crate::rules::Rules;
 use crate::save::{Held, Image, SaveOptions};
@@ -176,8 +176,8 @@ impl CheckpointManagerBuilder {
     /// [`CheckpointManager::save_if_due`] exports after the save, and returns when the export is durable and verified,
     /// as with [`Checkpoint::export_weights`]. It also returns the errors; with
     /// [`OnSaveError::Continue`](crate::OnSaveError::Continue), they are logged. An export that fails is due again at the next
-    /// call. One is made even if the save fails, except of a state that is refused, and after a failed last save. All exports
-    /// are kept unless [`WeightsExport::keep`] limits their number. Can be set several times, with a directory for each.
+    /// call. One is made even if the save fails, except of a state that is refused, after a failed last save, and where the
+    /// manager may not write. All exports are kept unless [`WeightsExport::keep`] limits their number. Can be set several times, with a directory for each.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), tch_checkpoint::Error> {
@@ -359,7 +359,8 @@ impl CheckpointManagerBuilder {
         let scan = directory.scan_for_writing()?;
         directory.sweep(&scan.leftovers);
         // What was moved aside may get its name back, and must be older than the next save then.
-        let aside = scan.aside.iter().filter_map(|(_, name)| directory.manifest(name).ok());
+        let aside = scan.aside.iter().filter(|(aside, _)| *aside != Aside::Superseded);
+        let aside = aside.filter_map(|(_, name)| directory.manifest(name).ok());
         let aside = aside.map(|manifest| manifest.sequence).max().unwrap_or(0);
         let catalog = Catalog::of(&directory, scan);
         let held = Arc::new(Held::new(&directory, lock, catalog.sequence().max(aside)));

@@ -172,8 +172,8 @@ impl State {
         Ok(())
     }
 
-    /// Returns an average for a variable that is not selected because it is frozen, with the variable's name in the store:
-    /// a new one, unless it has one under another name. `None` if there is no such variable.
+    /// Returns the average of a variable that is not selected because it is frozen, with the variable's name in the store.
+    /// It is a new one unless the variable has one under another name. `None` if there is no such variable.
     pub(super) fn frozen(&mut self, name: &str) -> Result<Option<(Entry, String)>, String> {
         if self.names.contains_key(name) || !self.may_be_frozen() {
             return Ok(None);
