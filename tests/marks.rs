@@ -389,6 +389,72 @@ impl RetentionPolicy for ForGood {
 }
 
 #[test]
+fn a_path_into_another_directory_names_no_checkpoint_of_this_one() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let (here, other) = (dir.path().join("here"), dir.path().join("other"));
+    let run = Run::new();
+    let mut manager = run.builder(&here).link_latest().open()?;
+    run.train(&mut manager, 1)?;
+    run.0.set(0);
+    run.train(&mut run.builder(&other).open()?, 1)?;
+    let beside = CheckpointDirectory::new(&here);
+    let wrong = other.join("ckpt-1");
+    let errors = [
+        manager.add_metrics(&wrong, [("loss", 0.1)]).unwrap_err(),
+        manager.pin(&wrong, "paper", "").unwrap_err(),
+        manager.unpin(&wrong, "paper").unwrap_err(),
+        manager.why(&wrong).unwrap_err(),
+        manager.pass_over(&wrong).unwrap_err(),
+        beside.add_metrics(&wrong, [("loss", 0.1)]).unwrap_err(),
+        beside.annotate(&wrong, "note", "text").unwrap_err(),
+        beside.get(&wrong).unwrap_err(),
+        beside.delete(&wrong).unwrap_err(),
+    ];
+    for error in errors {
+        assert!(matches!(&error, Error::InvalidArgument(_)) && error.to_string().contains("is not in"), "{error}");
+    }
+    // A name, the same directory by another path, and one that is gone.
+    fs::create_dir(dir.path().join("beside"))?;
+    for (right, name) in [("ckpt-1", "name"), ("beside/../here/ckpt-1", "path"), ("gone/ckpt-1", "gone")] {
+        let right = if name == "name" { right.into() } else { dir.path().join(right) };
+        beside.pin(&right, name, "")?;
+        assert!(manager.why(&right)?.checkpoint.pins.contains_key(name));
+    }
+    // The link stands for a checkpoint that has a name.
+    for error in [beside.pin("latest", "paper", ""), manager.pin(here.join("latest"), "paper", "")] {
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("name the checkpoint that it leads to"), "{error}");
+    }
+    Ok(())
+}
+
+#[test]
+fn of_several_marks_all_are_written_or_none() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let mut manager = run.builder(dir.path()).open()?;
+    run.train(&mut manager, 1)?;
+    let beside = CheckpointDirectory::new(dir.path());
+    let too_long = "l".repeat(8 << 20);
+    let metrics = || [("loss", 0.1), (too_long.as_str(), 0.2)];
+    assert!(matches!(beside.add_metrics("ckpt-1", metrics()), Err(Error::InvalidArgument(_))));
+    assert!(matches!(manager.add_metrics("ckpt-1", metrics()), Err(Error::InvalidArgument(_))));
+    assert!(beside.get("ckpt-1")?.metrics.is_empty());
+    Ok(())
+}
+
+#[test]
+fn without_a_policy_nothing_is_pruned() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    run.train(&mut run.builder(dir.path()).max_to_keep(None).open()?, 3)?;
+    let error = CheckpointDirectory::new(dir.path()).prune(&[]).unwrap_err();
+    assert!(matches!(&error, Error::InvalidArgument(_)) && error.to_string().contains("Latest(3)"), "{error}");
+    assert_eq!(steps_in(dir.path())?, [1, 2, 3]);
+    Ok(())
+}
+
+#[test]
 fn what_prune_keeps_for_good_is_marked() -> Outcome {
     let dir = tempfile::tempdir()?;
     let run = Run::new();

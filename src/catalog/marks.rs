@@ -65,6 +65,30 @@ pub(crate) fn write_mark(directory: &Directory, name: &str, of: Follows, kind: M
     directory.put_mark(name, &mark.of, &mark.file_name(), &mark.to_bytes()?)
 }
 
+/// Writes marks that a user gives into the checkpoint `name`, durably. Writes none if one of them cannot be represented.
+///
+/// # Errors
+/// As for [`write_mark`].
+pub(crate) fn write_marks(directory: &Directory, name: &str, of: Follows, kinds: Vec<MarkKind>) -> Result<()> {
+    for (file, bytes) in check_marks(&of, kinds)? {
+        directory.put_mark(name, &of, &file, &bytes)?;
+    }
+    Ok(())
+}
+
+/// Returns the names and the contents of the files of these marks.
+///
+/// # Errors
+/// [`Error::InvalidArgument`](crate::Error::InvalidArgument) if one of them cannot be represented.
+pub(crate) fn check_marks(of: &Follows, kinds: Vec<MarkKind>) -> Result<Vec<(String, Vec<u8>)>> {
+    let file = |kind: MarkKind| {
+        kind.check()?;
+        let mark = Mark::new(of.clone(), kind);
+        Ok((mark.file_name(), mark.to_bytes()?))
+    };
+    kinds.into_iter().map(file).collect()
+}
+
 /// Removes a mark from the checkpoint `name`, durably. Returns whether there was one.
 ///
 /// # Errors

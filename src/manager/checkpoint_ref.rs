@@ -59,19 +59,24 @@ impl From<&SavedCheckpoint> for CheckpointRef {
 }
 
 impl CheckpointRef {
-    /// Returns the checkpoint's name in its directory.
-    pub(super) fn name(&self) -> Result<String> {
-        let name = self.location.file_name().and_then(|name| name.to_str()).filter(|name| !name.starts_with('.'));
-        name.map(str::to_string).ok_or_else(|| {
-            Error::InvalidArgument(format!("{} does not end in the name of a checkpoint", self.location))
-        })
+    /// Returns the checkpoint's name in the directory at `root`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if the location does not end in a name, or leads to another directory.
+    pub(super) fn name(&self, root: &Location) -> Result<String> {
+        name_in(&self.location, root).map(str::to_string)
     }
 
     /// Returns its identity: that of the checkpoint that has the name now, if only the name is known.
     pub(super) fn id(&self, directory: &Directory, name: &str) -> Result<Follows> {
-        match &self.id {
-            Some(id) => Ok(id.clone()),
-            None => Ok(directory.manifest(name)?.id()),
+        if let Some(id) = &self.id {
+            return Ok(id.clone());
+        }
+        match directory.manifest(name) {
+            Err(Error::Link { path, .. }) => {
+                Err(Error::link(path, "links are not followed here: name the checkpoint that it leads to"))
+            }
+            manifest => Ok(manifest?.id()),
         }
     }
 
@@ -86,5 +91,24 @@ impl CheckpointRef {
     /// [`Error::Removed`] otherwise.
     pub(super) fn must_be(&self, directory: &Directory, name: &str, id: &Follows) -> Result<()> {
         if self.may_be(Some(id)) { Ok(()) } else { Err(Error::removed(directory.path(name))) }
+    }
+}
+
+/// Returns the name of the checkpoint at `path`, which is a name in the directory at `root`, or a path into it. A path
+/// whose directory is gone, because it was renamed, counts as its last component.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] if the path does not end in a name, or leads to another directory.
+pub(super) fn name_in<'a>(path: &'a Location, root: &Location) -> Result<&'a str> {
+    let name = path.file_name().and_then(|name| name.to_str()).filter(|name| !name.starts_with('.'));
+    let name =
+        name.ok_or_else(|| Error::InvalidArgument(format!("{path} does not end in the name of a checkpoint")))?;
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty() && parent != root);
+    let leads_to = parent.and_then(|parent| parent.canonicalize().ok());
+    match (leads_to, root.canonicalize()) {
+        (Some(parent), Ok(here)) if parent != here => Err(Error::InvalidArgument(format!(
+            "{path} is not in the directory {root}: give a checkpoint of that directory, or open the other one"
+        ))),
+        _ => Ok(name),
     }
 }

@@ -3,7 +3,7 @@
 use super::checkpoint_ref::CheckpointRef;
 use super::listing::{Listing, list};
 use super::retention::{Best, CheckpointInfo, Explanation, Goal, Retention, RetentionPolicy};
-use crate::catalog::{self, Catalog, Found, Looks, Marks, is_settled, numbered, remove_mark, write_mark};
+use crate::catalog::{self, Catalog, Found, Looks, Marks, is_settled, numbered, remove_mark, write_marks};
 use crate::error::{Error, Result};
 use crate::format::MarkKind;
 use crate::graph;
@@ -24,8 +24,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// What this changes is durable when a call returns, where the file system can sync directories. Where it cannot, which
 /// a manager has to be told ([`Durability::ProcessCrash`](crate::Durability::ProcessCrash)), a warning is logged.
 ///
-/// A checkpoint is given by the name of its directory, by a path, of which only the last component is used, or by a
-/// description, which stands for that checkpoint even if another one takes its name; see [`CheckpointRef`].
+/// A checkpoint is given by the name of its directory, by a path into this directory, or by a description, which stands
+/// for that checkpoint even if another one takes its name; see [`CheckpointRef`]. A path into another directory is an
+/// error ([`Error::InvalidArgument`]).
 ///
 /// A relative path is that of the working directory when this is created. Every call works on the directory that the path
 /// leads to then: if the directory was removed, or moved away and made anew, it is the new one.
@@ -227,7 +228,7 @@ impl CheckpointDirectory {
     /// one; [`Error::Damaged`], [`Error::Unsupported`], [`Error::Io`].
     pub fn get(&self, checkpoint: impl Into<CheckpointRef>) -> Result<CheckpointInfo> {
         let (directory, checkpoint) = (self.existing()?, checkpoint.into());
-        let name = &*checkpoint.name()?;
+        let name = &*checkpoint.name(directory.root())?;
         let found = catalog::look(&directory, name)?;
         checkpoint.must_be(&directory, name, &found.id())?;
         Ok(CheckpointInfo::from(&found))
@@ -240,7 +241,7 @@ impl CheckpointDirectory {
     /// As for [`get`](CheckpointDirectory::get); [`Error::Object`] if it does not fit the type.
     pub fn metadata<T: DeserializeOwned>(&self, checkpoint: impl Into<CheckpointRef>, name: &str) -> Result<Option<T>> {
         let (directory, checkpoint) = (self.existing()?, checkpoint.into());
-        let dir_name = &*checkpoint.name()?;
+        let dir_name = &*checkpoint.name(directory.root())?;
         let manifest = directory.manifest(dir_name)?;
         checkpoint.must_be(&directory, dir_name, &manifest.id())?;
         let value = manifest.metadata.get(name).map(graph::decode);
@@ -290,7 +291,7 @@ impl CheckpointDirectory {
     /// [`Error::Damaged`], [`Error::Io`].
     pub fn delete(&self, checkpoint: impl Into<CheckpointRef>) -> Result<()> {
         let (directory, checkpoint) = (&self.existing()?, checkpoint.into());
-        let name = &*checkpoint.name()?;
+        let name = &*checkpoint.name(directory.root())?;
         let held = Held::take(directory)?;
         let found = catalog::look(directory, name)?;
         let id = found.id();
@@ -364,7 +365,7 @@ impl CheckpointDirectory {
     /// As for [`pin`](CheckpointDirectory::pin).
     pub fn unpin(&self, checkpoint: impl Into<CheckpointRef>, name: impl Into<String>) -> Result<bool> {
         let (directory, checkpoint) = (self.existing()?, checkpoint.into());
-        let of = &*checkpoint.name()?;
+        let of = &*checkpoint.name(directory.root())?;
         let id = checkpoint.id(&directory, of)?;
         remove_mark(&directory, of, id, MarkKind::Pin { name: name.into(), note: String::new() })
     }
@@ -393,20 +394,16 @@ impl CheckpointDirectory {
         metrics: impl IntoIterator<Item = (N, f64)>,
     ) -> Result<()> {
         let kinds = metrics.into_iter().map(|(name, value)| MarkKind::Metric { name: name.into(), value });
-        self.mark_all(&checkpoint.into(), kinds)
+        self.mark_all(&checkpoint.into(), kinds.collect())
     }
 
     fn mark(&self, checkpoint: &CheckpointRef, kind: MarkKind) -> Result<()> {
-        self.mark_all(checkpoint, [kind])
+        self.mark_all(checkpoint, vec![kind])
     }
 
-    fn mark_all(&self, checkpoint: &CheckpointRef, kinds: impl IntoIterator<Item = MarkKind>) -> Result<()> {
+    fn mark_all(&self, checkpoint: &CheckpointRef, kinds: Vec<MarkKind>) -> Result<()> {
         let directory = self.existing()?;
-        let name = &*checkpoint.name()?;
-        let id = checkpoint.id(&directory, name)?;
-        kinds.into_iter().try_for_each(|kind| {
-            kind.check()?;
-            write_mark(&directory, name, id.clone(), kind)
-        })
+        let name = &*checkpoint.name(directory.root())?;
+        write_marks(&directory, name, checkpoint.id(&directory, name)?, kinds)
     }
 }

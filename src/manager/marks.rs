@@ -3,9 +3,9 @@
 use super::checkpoint_ref::CheckpointRef;
 use super::{CheckpointManager, commit, links};
 use crate::callback;
-use crate::catalog::{remove_mark, write_mark};
+use crate::catalog::{check_marks, remove_mark, write_marks};
 use crate::error::Result;
-use crate::format::{Follows, Mark, MarkKind};
+use crate::format::{Follows, MarkKind};
 use crate::sync::PoisonError;
 
 impl CheckpointManager {
@@ -62,7 +62,7 @@ impl CheckpointManager {
     pub fn unpin(&mut self, path: impl Into<CheckpointRef>, name: impl Into<String>) -> Result<bool> {
         self.settle()?;
         let path = path.into();
-        let checkpoint = &path.name()?;
+        let checkpoint = &path.name(self.directory.root())?;
         let id = path.id(&self.directory, checkpoint)?;
         let pin = MarkKind::Pin { name: name.into(), note: String::new() };
         let was_pinned = remove_mark(&self.directory, checkpoint, id, pin)?;
@@ -87,8 +87,9 @@ impl CheckpointManager {
         callback::refuse()?;
         // In a forked child, nobody would write what waits for the save in flight.
         self.directory.check_process()?;
-        let name = &*path.name()?;
-        kinds.iter().try_for_each(MarkKind::check)?;
+        let name = &*path.name(self.directory.root())?;
+        let run = self.checkpoint.stamp().run;
+        check_marks(&Follows { run, sequence: 0 }, kinds.clone())?;
         if kinds.is_empty() {
             return Ok(());
         }
@@ -96,17 +97,11 @@ impl CheckpointManager {
         if let Some((_, early)) = self.early.as_ref().filter(|(in_flight, _)| is_in_flight(in_flight)) {
             let mut early = early.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(waiting) = early.as_mut() {
-                // Those that no file can represent are refused now.
-                let of = Follows { run: self.checkpoint.stamp().run, sequence: 0 };
-                kinds.iter().try_for_each(|kind| Mark::new(of.clone(), kind.clone()).to_bytes().map(drop))?;
                 waiting.extend(kinds);
                 return Ok(());
             }
         }
-        let id = path.id(&self.directory, name)?;
-        for kind in kinds {
-            write_mark(&self.directory, name, id.clone(), kind)?;
-        }
+        write_marks(&self.directory, name, path.id(&self.directory, name)?, kinds)?;
         self.look_at_marks(name);
         // Until something is restored or saved, nobody knows whose the checkpoints are that would be listed.
         if !self.begun {

@@ -68,9 +68,14 @@ impl CheckpointDirectory {
     /// good ([`Every`](crate::retention::Every)), are marked as permanent first.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if there is no such directory; [`Error::Locked`] while a manager writes into it;
-    /// [`Error::Damaged`] if a kept checkpoint loses files meanwhile; as for [`explain`](CheckpointDirectory::explain).
+    /// [`Error::InvalidArgument`] without policies; [`Error::NotFound`] if there is no such directory; [`Error::Locked`]
+    /// while a manager writes into it; [`Error::Damaged`] if a kept checkpoint loses files meanwhile; as for [`explain`](CheckpointDirectory::explain).
     pub fn prune(&self, policies: &[Arc<dyn RetentionPolicy>]) -> Result<Pruned> {
+        if policies.is_empty() {
+            let reason =
+                "without a policy, prune would remove all checkpoints but the newest and those that are always kept";
+            return Err(Error::InvalidArgument(format!("{reason}: give at least one, such as `Latest(3)`")));
+        }
         let directory = &self.existing()?;
         let held = Held::take(directory)?;
         let (stay, go): (Vec<_>, Vec<_>) =

@@ -1,6 +1,7 @@
 //! The start of a run: from the newest intact checkpoint, from a given one, or from nothing.
 
 use super::CheckpointManager;
+use super::checkpoint_ref::name_in;
 use super::commit::read_marks;
 use super::ledger::infos;
 use super::links;
@@ -364,14 +365,13 @@ impl CheckpointManager {
     pub fn pass_over(&mut self, path: impl Into<Location>) -> Result<Location> {
         self.settle()?;
         let path = &path.into();
-        let name = path.file_name().and_then(|name| name.to_str()).filter(|name| number_of(&self.name, name).is_some());
-        let there = path.parent().is_some_and(|parent| self.is_here(&parent));
-        let Some(name) = name.filter(|_| there) else {
-            let (path, manager, root) = (path.display(), &self.name, self.directory.root().display());
+        let name = name_in(path, self.directory.root())?;
+        if number_of(&self.name, name).is_none() {
             return Err(Error::InvalidArgument(format!(
-                "{path} is no checkpoint called `{manager}-` and a number in {root}"
+                "{path} is no checkpoint of this manager: their names are `{}-` and a number",
+                self.name
             )));
-        };
+        }
         if self.directory.must_be_free(name).is_ok() {
             let reason = "there is nothing of that name".to_string();
             return Err(Error::not_found(path, reason));
@@ -397,10 +397,5 @@ impl CheckpointManager {
     fn forget(&self, name: &str) {
         self.ledger().forget(name);
         links::update(&self.ledger, &self.directory);
-    }
-
-    fn is_here(&self, parent: &Location) -> bool {
-        let root = self.directory.root();
-        parent == root || parent.canonicalize().ok().is_some_and(|parent| root.canonicalize().ok() == Some(parent))
     }
 }

@@ -106,7 +106,7 @@ pub trait SavePolicy: Debug + Send {
 }
 
 /// Saves when at least this many steps have passed since the last save, the restored checkpoint, or step 0. Checkpoints
-/// without a step ([`save`](crate::CheckpointManager::save)) do not count. The short form is
+/// without a step ([`save`](crate::CheckpointManager::save)) do not count. 0 saves at every call. The short form is
 /// [`save_every`](crate::CheckpointManagerBuilder::save_every).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EverySteps(pub u64);

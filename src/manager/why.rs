@@ -1,6 +1,7 @@
 //! Explains why a manager's checkpoints are kept, and what its next save removes.
 
 use super::CheckpointManager;
+use super::checkpoint_ref::name_in;
 use super::retention::Explanation;
 use crate::error::{Error, Result};
 use crate::location::Location;
@@ -33,14 +34,15 @@ impl CheckpointManager {
         self.outlook(None).explanations()
     }
 
-    /// Reports what keeps the checkpoint at `path`. Only the last component of the path is used, so a name is enough.
+    /// Reports what keeps the checkpoint at `path`, which can be its name alone.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if this manager has no checkpoint of that name.
+    /// [`Error::NotFound`] if this manager has no checkpoint of that name; [`Error::InvalidArgument`] if the path leads to
+    /// another directory.
     pub fn why(&self, path: impl Into<Location>) -> Result<Explanation> {
         let path = &path.into();
-        let name = path.file_name().and_then(|name| name.to_str());
-        let found = self.explain().into_iter().find(|explanation| Some(explanation.checkpoint.name.as_str()) == name);
+        let name = name_in(path, self.directory.root())?;
+        let found = self.explain().into_iter().find(|explanation| explanation.checkpoint.name == name);
         found.ok_or_else(|| Error::NotFound {
             path: path.clone(),
             reason: "it is none of the checkpoints that this manager keeps or removes".to_string(),

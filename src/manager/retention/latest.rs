@@ -4,8 +4,8 @@ use super::{CheckpointInfo, Reason, RetentionPolicy, newer};
 use chrono::{DateTime, Utc};
 use std::fmt;
 
-/// Keeps the newest `n` checkpoints that are not permanent. The newest are those saved last, whatever their steps. The
-/// short form is [`max_to_keep`](crate::CheckpointManagerBuilder::max_to_keep).
+/// Keeps the newest `n` checkpoints that are not permanent. The newest are those saved last, whatever their steps. 0
+/// keeps none. The short form is [`max_to_keep`](crate::CheckpointManagerBuilder::max_to_keep).
 ///
 /// ```
 /// use tch_checkpoint::retention::{CheckpointInfo, Latest, RetentionPolicy};
