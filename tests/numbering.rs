@@ -11,7 +11,7 @@ use tch_checkpoint::format::{Digest, Index, Manifest, Mark, MarkKind};
 use tch_checkpoint::retention::{Best, Goal};
 use tch_checkpoint::{
     Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder, CheckpointReader, Counter, Error,
-    checkpoints, latest_checkpoint, list_checkpoints,
+    Preemption, checkpoints, latest_checkpoint, list_checkpoints,
 };
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -819,6 +819,39 @@ fn moving_one_of_two_undecided_runs_away_decides() -> Outcome {
         assert_eq!(manager.restore_or_initialize()?.restored.unwrap().step(), Some(3000));
         run.save(&mut manager, &[4000])?;
         assert_eq!(names(&manager.checkpoints()), ["ckpt-3000", "ckpt-4000"]);
+    }
+    Ok(())
+}
+
+/// The last save of a run looks again at what an earlier one was refused for.
+#[test]
+fn what_was_in_the_way_of_a_run_and_is_gone_does_not_stop_its_last_save() -> Outcome {
+    for kind in ["part", "guard", "unclean"] {
+        let dir = tempfile::tempdir()?;
+        let run = Run::new();
+        run.save(&mut run.open(dir.path()), &[1])?;
+        let preemption = Preemption::new().save_only(["step"]);
+        let builder = run.builder(dir.path()).save_every(1_000_000).preemption(preemption.clone());
+        let mut manager = builder.unclean_on_failure().open()?;
+        assert!(matches!(manager.save_at(2), Err(Error::AlreadyExists { .. })));
+        fs::remove_dir_all(dir.path().join("ckpt-1"))?;
+        run.set(2);
+        if kind == "part" {
+            preemption.request();
+            manager.save_if_due(2)?;
+        } else {
+            let ended: Result<(), Error> = manager.guard(|manager| {
+                // Without a call, nobody knows which state belongs together.
+                if kind == "guard" {
+                    manager.save_if_due(2)?;
+                }
+                Err(Error::InvalidArgument("the data is gone".to_string()))
+            });
+            assert!(ended.is_err());
+        }
+        let saved = in_dir(dir.path(), "ckpt-").remove(0);
+        let manifest = Manifest::from_bytes(&fs::read(dir.path().join(saved).join("manifest.json"))?)?;
+        assert_eq!((manifest.unclean, !manifest.without.is_empty()), (kind == "unclean", kind == "part"), "{kind}");
     }
     Ok(())
 }

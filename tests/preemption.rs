@@ -5,7 +5,7 @@ mod common;
 use common::run::Run;
 use std::path::Path;
 use std::time::Duration;
-use tch_checkpoint::{Background, CheckpointManager, CheckpointManagerBuilder, Error, Preemption};
+use tch_checkpoint::{Background, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder, Error, Preemption};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
@@ -39,6 +39,55 @@ fn a_request_saves_once_and_durably() -> Outcome {
         let again = Run::new();
         again.builder(dir.path())?.open()?.restore_or_initialize()?;
         assert!(again.is_at(2));
+    }
+    Ok(())
+}
+
+#[test]
+fn the_last_save_computes_metrics_only_where_a_run_that_goes_on_does() -> Outcome {
+    for background in [false, true] {
+        let dir = tempfile::tempdir()?;
+        let (run, preemption) = (Run::new(), Preemption::new());
+        let builder = CheckpointManager::builder(run.checkpoint(), dir.path()).save_every(2);
+        let builder = builder.preemption(preemption.clone()).max_to_keep(None);
+        let mut manager = if background { builder.background(Background::new()).open()? } else { builder.open()? };
+        let mut evaluated = Vec::new();
+        for request in [false, false, true] {
+            if request {
+                preemption.request();
+            }
+            let step = run.train();
+            let metrics = || {
+                evaluated.push(step);
+                [("loss", 0.5)]
+            };
+            assert_eq!(manager.save_if_due_with_metrics(step, metrics)?.is_some(), step > 1);
+        }
+        // There may be no time for an evaluation, which could also draw random numbers.
+        assert_eq!(evaluated, [2]);
+        assert!(manager.should_stop());
+        drop(manager);
+        let saved = CheckpointDirectory::new(dir.path()).checkpoints()?;
+        assert_eq!(saved.iter().map(|info| info.metrics.len()).collect::<Vec<_>>(), [1, 0]);
+
+        // Where it is due all the same, and where it adds to what is there, it has them.
+        for same in [false, true] {
+            let (again, preemption) = (Run::new(), Preemption::new());
+            let builder = CheckpointManager::builder(again.checkpoint(), dir.path()).save_every(2);
+            let mut manager = builder.preemption(preemption.clone()).max_to_keep(None).open()?;
+            manager.restore_or_initialize()?;
+            let last = again.train();
+            if same {
+                manager.save_at(last)?;
+            } else {
+                manager.save_if_due(last)?;
+            }
+            preemption.request();
+            let step = if same { last } else { again.train() };
+            let path = manager.save_if_due_with_metrics(step, || [("loss", 0.5)])?.ok_or("it is not saved")?;
+            let name = path.file_name().and_then(|name| name.to_str()).ok_or("no name")?;
+            assert_eq!(CheckpointDirectory::new(dir.path()).get(name)?.metrics["loss"], 0.5, "{same}");
+        }
     }
     Ok(())
 }

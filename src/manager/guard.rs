@@ -163,6 +163,7 @@ impl CheckpointManager {
             return self.save_unclean(&clock, Some(step), why);
         }
         self.look_at_restores();
+        self.look_before_a_run_begins()?;
         let next = self.next_at(step, &BTreeMap::new());
         let before = self.head.clone();
         let saved = self.with_room(next, |manager| {
@@ -209,6 +210,7 @@ impl CheckpointManager {
             return Ok(Err(why));
         }
         self.look_at_restores();
+        self.look_before_a_run_begins()?;
         let superseded = self.superseded_by(None)?;
         // No restart uses it, so that it must not take the place of what restarts do use.
         let is_used = |found: &&Found| {

@@ -245,13 +245,18 @@ impl CheckpointManager {
     ///
     /// # Errors
     /// Any error that prevents the save. The loop ends anyway.
-    pub(super) fn save_for_end(&mut self, number: u64, metrics: BTreeMap<String, f64>) -> Result<Location> {
+    pub(super) fn save_for_end(
+        &mut self,
+        number: u64,
+        metrics: Option<impl FnOnce() -> BTreeMap<String, f64>>,
+    ) -> Result<Location> {
         self.has_to_stop = true;
         let (clock, settled) = self.settle_before(SaveClock::start());
         if let Err(error) = settled {
             // The present state does not need that save.
             log::error!("the save before the last one returned an error: {error:#}");
         }
+        let metrics = self.metrics_for_end(number, metrics);
         // The call waits in any case, and a save that it makes itself reports every error.
         let background = self.background.take();
         let saved = self.save_in_time(clock, number, metrics);
@@ -272,6 +277,7 @@ impl CheckpointManager {
         };
         self.settle()?;
         self.look_at_restores();
+        self.look_before_a_run_begins()?;
         let (plan, seen, without) = self.checkpoint.plan_only(&only, &self.options)?;
         let next = CheckpointInfo { without: without.clone(), ..self.next_at(number, &metrics) };
         self.with_room(next, |manager| {

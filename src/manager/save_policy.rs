@@ -101,7 +101,7 @@ impl SaveContext {
 /// ```
 pub trait SavePolicy: Debug + Send {
     /// Returns `true` if a save is due. Every `save_if_due` asks each policy once, whatever the others say, so it must
-    /// be fast. It asks none if it returns the error of a background save, or saves because the end was requested.
+    /// be fast. It asks none if it returns the error of a background save.
     fn is_due(&self, context: &SaveContext) -> bool;
 }
 

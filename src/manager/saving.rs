@@ -83,6 +83,9 @@ impl CheckpointManager {
     /// and the checkpoint of this step was saved or restored last, they are added to that one, durably. `metrics` is
     /// called only in these two cases, and before anything is captured.
     ///
+    /// Once the end was requested, the save of the next call has metrics only if it would be due without the request:
+    /// there may be no time for an evaluation.
+    ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let temp = tempfile::tempdir()?;
@@ -118,7 +121,6 @@ impl CheckpointManager {
     ) -> Result<Option<Location>> {
         let is_last = self.preempted() && !self.saved_for_end;
         let result = if is_last {
-            let metrics = metrics.map(|metrics| metrics()).unwrap_or_default();
             self.save_for_end(step, metrics).map(Some)
         } else {
             self.save_number_if_due(step, metrics).or_else(|error| {
@@ -181,6 +183,25 @@ impl CheckpointManager {
         if self.in_flight.is_none() {
             self.look_at_restores();
         }
+        let is_due = self.is_due(number);
+        let skips = self.background.as_ref().is_some_and(|background| background.when_busy == WhenBusy::Skip);
+        if !is_due || self.waits_for_the_step() || skips && self.in_flight.is_some() {
+            if let Some(metrics) = metrics
+                && let Some(path) = self.head_of(number)
+                && self.directory.rules().hold(Rule::LateMetrics)
+            {
+                self.add_metrics(path, metrics())?;
+            }
+            return Ok(None);
+        }
+        let metrics = metrics.map(|metrics| metrics()).unwrap_or_default();
+        let path = self.save_step(SaveClock::start(), number, metrics)?;
+        self.owed = None;
+        Ok(Some(path))
+    }
+
+    /// Asks the policies whether a save is due at this call.
+    fn is_due(&mut self, number: u64) -> bool {
         let is_before = |last| number < last || number == last && self.is_of_another_path(number);
         let went_back = self.last_step.is_some_and(is_before) && self.directory.rules().hold(Rule::StepBack);
         let first = self.first_step.map_or(number, |first| first.min(number));
@@ -203,20 +224,20 @@ impl CheckpointManager {
             is_due |= policy.is_due(&context);
         }
         self.owed = is_due.then_some(restores);
-        let skips = self.background.as_ref().is_some_and(|background| background.when_busy == WhenBusy::Skip);
-        if !is_due || self.waits_for_the_step() || skips && self.in_flight.is_some() {
-            if let Some(metrics) = metrics
-                && let Some(path) = self.head_of(number)
-                && self.directory.rules().hold(Rule::LateMetrics)
-            {
-                self.add_metrics(path, metrics())?;
-            }
-            return Ok(None);
-        }
-        let metrics = metrics.map(|metrics| metrics()).unwrap_or_default();
-        let path = self.save_step(SaveClock::start(), number, metrics)?;
-        self.owed = None;
-        Ok(Some(path))
+        is_due
+    }
+
+    /// Returns the metrics of the last save. They are computed only where a run that is not stopped computes them: an
+    /// evaluation takes time that the run may not have, and can draw random numbers.
+    pub(super) fn metrics_for_end(
+        &mut self,
+        number: u64,
+        metrics: Option<impl FnOnce() -> BTreeMap<String, f64>>,
+    ) -> BTreeMap<String, f64> {
+        self.look_at_restores();
+        let is_due = self.is_due(number) && !self.waits_for_the_step();
+        let metrics = metrics.filter(|_| is_due || self.head_of(number).is_some());
+        metrics.map(|metrics| metrics()).unwrap_or_default()
     }
 
     /// Returns the checkpoint that was saved or restored last, if it is that of `step` and is still there, or is being
