@@ -328,6 +328,28 @@ fn a_save_of_the_managed_checkpoint_itself_needs_the_lock_too() -> Outcome {
     Ok(())
 }
 
+/// As tools do that move large files into a store and leave links.
+#[test]
+fn a_checkpoint_whose_files_became_links_is_not_called_damaged_when_it_would_be_removed() -> Outcome {
+    let (dir, store) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    let run = Run::new();
+    let mut manager = run.builder(dir.path()).max_to_keep(1).open()?;
+    run.save(&mut manager, 1)?;
+    let manifest = dir.path().join("ckpt-1/manifest.json");
+    fs::rename(&manifest, store.path().join("manifest.json"))?;
+    symlink(store.path().join("manifest.json"), &manifest)?;
+    for step in 2..=4 {
+        run.save(&mut manager, step)?;
+    }
+    assert!(manifest.exists() && dir.path().join("ckpt-4").exists() && !dir.path().join("ckpt-2").exists());
+    manager.close()?;
+    // The link is gone again.
+    fs::remove_file(&manifest)?;
+    fs::rename(store.path().join("manifest.json"), &manifest)?;
+    assert!(is_intact(dir.path().join("ckpt-1")));
+    Ok(())
+}
+
 #[test]
 fn an_archived_checkpoint_behind_a_link_outlives_the_rotation() -> Outcome {
     for recycle in [true, false] {

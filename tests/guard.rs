@@ -694,7 +694,7 @@ fn a_last_save_of_some_components_is_not_saved_again_either() -> Outcome {
     let dir = tempfile::tempdir()?;
     let run = Run::new(true, false);
     let preemption = Preemption::new().save_only(["random", "step"]);
-    let (builder, calls) = failing(run.builder(dir.path())?.preemption(preemption.clone()));
+    let (builder, calls) = failing(run.builder(dir.path())?.save_every(1).preemption(preemption.clone()));
     let mut manager = builder.open()?;
     preemption.request();
     let result = manager.guard(|manager| manager.save_if_due_with_metrics(run.update(), || [("loss", 0.5)]));

@@ -179,6 +179,34 @@ fn an_exception_never_leaves_what_was_touched() -> Outcome {
     Ok(())
 }
 
+/// The run needs no exception any more, but the only older one is of the time before the component.
+#[test]
+fn a_fallback_of_before_a_component_never_leaves_what_was_touched() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let small = Run::new(7);
+    small.set(1);
+    let checkpoint = Checkpoint::new().track("first", &small.first)?.track("step", &small.step)?;
+    CheckpointManager::builder(checkpoint, dir.path()).open()?.save_at(1)?;
+    let run = Run::new(7);
+    let lenient = RestoreOptions::new().allow_missing("second");
+    let mut manager = run.builder(dir.path())?.open()?;
+    manager.restore_or_initialize_with(&lenient)?;
+    run.set(2);
+    manager.save_at(2)?;
+    manager.close()?;
+    damage(dir.path(), 2)?;
+    let run = Run::new(7);
+    let before = (run.first.bytes().clone(), run.second.bytes().clone());
+    let mut manager = run.builder(dir.path())?.open()?;
+    let error = manager.restore_or_initialize().unwrap_err();
+    assert!(matches!(error, Error::Mismatch { .. }), "{error}");
+    assert!((run.first.bytes().clone(), run.second.bytes().clone()) == before, "it was verified first");
+    // What the error asks for still works.
+    manager.restore_or_initialize_with(&lenient)?;
+    assert!(run.step.get() == 1 && *run.second.bytes() == before.1);
+    Ok(())
+}
+
 #[test]
 fn a_header_is_checked_before_anything_is_touched() -> Outcome {
     let dir = tempfile::tempdir()?;

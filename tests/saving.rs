@@ -50,6 +50,27 @@ fn policies_alone() {
     assert!(EveryDuration(Duration::from_secs(2)).is_due(&context) && !Continuous.is_due(&context));
 }
 
+/// A checkpoint without a step does not count, whether the run is interrupted after it or not.
+#[test]
+fn steps_are_counted_from_the_last_save_with_a_step() -> Outcome {
+    for (restart, keep) in [(false, Some(2)), (true, Some(2)), (true, None)] {
+        let dir = tempfile::tempdir()?;
+        let open = || builder(dir.path())?.save_every(10).max_to_keep(keep).open();
+        let mut manager = open()?;
+        assert!(manager.save_if_due(10)?.is_some());
+        manager.save()?;
+        if restart {
+            manager.close()?;
+            manager = open()?;
+            manager.restore_or_initialize()?;
+        }
+        for step in 16..=30 {
+            assert_eq!(manager.save_if_due(step)?.is_some(), step % 10 == 0, "{restart} {step}");
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn policies_combine_and_go_on_after_a_restart() -> Outcome {
     let whole = tempfile::tempdir()?;

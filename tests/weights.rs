@@ -7,7 +7,8 @@ use std::fs;
 use std::path::Path;
 use tch_checkpoint::save_policy::{AtSteps, EverySteps};
 use tch_checkpoint::{
-    Checkpoint, CheckpointManager, Counter, Dtype, Error, Goal, OnSaveError, TensorSource, WeightsExport, interop,
+    Checkpoint, CheckpointManager, Counter, Dtype, Error, Goal, OnSaveError, OnUnhealthy, TensorSource, WeightsExport,
+    interop,
 };
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -382,6 +383,57 @@ fn a_run_that_goes_back_exports_as_one_that_did_not() -> Outcome {
         manager.save_if_due(7)?;
         let latest = exports.join(format!("weights-{}.safetensors", 7 / every * every));
         assert_eq!(read(&*interop::open(latest)?, "model")?, (-((7 / every * every) as f32)).to_le_bytes());
+    }
+    Ok(())
+}
+
+/// The save of a step is durable before its export is written.
+#[test]
+fn an_export_that_a_restart_has_prevented_is_made_at_the_next_call() -> Outcome {
+    for every in [None, Some(3)] {
+        let dir = tempfile::tempdir()?;
+        let (run, exports) = (dir.path().join("run"), dir.path().join("exports"));
+        let model = Model::new();
+        let open = || -> Result<CheckpointManager, Error> {
+            let builder = CheckpointManager::builder(model.checkpoint()?, &run).restore_unhealthy();
+            let export = WeightsExport::of(["model"]);
+            match every {
+                Some(every) => builder.export_weights_when(EverySteps(every), export, &exports).open(),
+                None => builder.export_weights_when(AtSteps::new([3]), export, &exports).open(),
+            }
+        };
+        fs::write(&exports, "in the way")?;
+        let mut manager = open()?;
+        for step in 1..=3 {
+            assert_eq!(manager.save_if_due(step).is_ok(), step < 3);
+        }
+        manager.close()?;
+        fs::remove_file(&exports)?;
+        let mut manager = open()?;
+        assert_eq!(manager.restore_or_initialize()?.restored.and_then(|status| status.step()), Some(3));
+        for step in 4..=6 {
+            manager.save_if_due(step)?;
+        }
+        let names: Vec<_> = fs::read_dir(&exports)?.map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names, ["weights-4.safetensors"], "{every:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_state_that_is_refused_is_not_exported_either() -> Outcome {
+    for on_unhealthy in [OnUnhealthy::Skip, OnUnhealthy::Fail] {
+        let dir = tempfile::tempdir()?;
+        let exports = dir.path().join("exports");
+        let model = Memory::f32(&[1], [f32::NAN]);
+        let mut manager = CheckpointManager::builder(Checkpoint::new().track("model", &model)?, dir.path().join("run"))
+            .on_unhealthy(on_unhealthy)
+            .export_weights_when(EverySteps(1), WeightsExport::of(["model"]), &exports)
+            .open()?;
+        assert_eq!(manager.save_if_due(1).is_ok(), on_unhealthy == OnUnhealthy::Skip);
+        assert!(!exports.exists());
+        *model.bytes() = 1f32.to_le_bytes().to_vec();
+        assert!(manager.save_if_due(2)?.is_some() && exports.join("weights-2.safetensors").exists());
     }
     Ok(())
 }

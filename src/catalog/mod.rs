@@ -26,6 +26,7 @@ use crate::sync::Arc;
 use chrono::{DateTime, Utc};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// A checkpoint that is valid, judging by its manifest and the lengths of its files.
 #[derive(Debug, Clone, PartialEq)]
@@ -63,6 +64,8 @@ pub(crate) struct Found {
     pub notes: BTreeMap<String, String>,
     pub tensors: usize,
     pub values: usize,
+    /// A hash of the keys, types and shapes of its tensors, and of the keys of its values.
+    pub layout: u64,
 }
 
 impl Found {
@@ -105,6 +108,7 @@ impl Found {
             notes,
             tensors,
             values,
+            layout: layout(manifest),
         };
         found.take_in(marks);
         found
@@ -170,6 +174,14 @@ impl Found {
     }
 }
 
+/// Returns a hash of what a restore of a checkpoint writes: keys, types and shapes of tensors, and keys of values.
+fn layout(manifest: &Manifest) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    manifest.tensors.iter().for_each(|(key, tensor)| (key, &tensor.spec).hash(&mut hasher));
+    manifest.values.keys().for_each(|key| key.hash(&mut hasher));
+    hasher.finish()
+}
+
 /// The content of a directory.
 #[derive(Debug, Default)]
 pub(crate) struct Catalog {
@@ -182,7 +194,7 @@ pub(crate) struct Catalog {
     /// Our checkpoints that cannot be read now, or by this version, by name.
     pub unreachable: Vec<(String, Error)>,
     /// Those of the unreachable ones that have the name of a checkpoint, and of which nothing else is known.
-    named: HashSet<String>,
+    pub named: HashSet<String>,
     /// Those that left the numbering because others took their place, by name, with their content if they can be read.
     pub superseded: Vec<(String, Result<Found>)>,
     /// Those that left the numbering for any other reason, by name.

@@ -2,10 +2,11 @@
 
 use super::target::directory_at;
 use super::{lossy, lossy_all};
+use crate::catalog::numbered;
 use crate::error::{Error, Result};
 use crate::location::Location;
 use crate::manager::CheckpointDirectory;
-use crate::manager::retention::{CheckpointInfo, Explanation, Goal, RetentionPolicy};
+use crate::manager::retention::{CheckpointInfo, Explanation, Goal, RetentionPolicy, labels};
 use crate::sync::Arc;
 use serde::{Serialize, Serializer};
 use std::collections::BTreeMap;
@@ -61,7 +62,10 @@ impl RetentionReport {
         self.checkpoints.retain(|entry| entry.name == name);
         match self.checkpoints.is_empty() {
             true => {
-                let reason = "it belongs to another run than the newest checkpoint, and no policy applies to it";
+                let reason = match numbered(&name) {
+                    Some(_) => "it belongs to another run than the newest checkpoint, and no policy applies to it",
+                    None => "its name has no number, so that no policy applies to it, and nothing removes it",
+                };
                 Err(Error::not_found(self.directory.join(name), reason.to_string()))
             }
             false => Ok(self),
@@ -269,7 +273,7 @@ fn report(directory: &Path, policies: &[Arc<dyn RetentionPolicy>], explanations:
     };
     RetentionReport {
         directory: directory.into(),
-        policies: policies.iter().map(|policy| policy.label()).collect(),
+        policies: labels(policies),
         checkpoints: explanations.iter().map(entry).collect(),
         removed: Vec::new(),
         spared: Vec::new(),

@@ -151,7 +151,10 @@ impl Ledger {
     /// intervals.
     pub(super) fn counted_from(&self, superseded: &[String]) -> Option<DateTime<Utc>> {
         let stay = self.known.iter().filter(|found| !superseded.contains(&found.entry.name));
-        self.retention.counted_from(&infos(stay), self.opened, self.directory.now())
+        // An earlier process may have begun the first interval.
+        let began = self.known.iter().filter_map(|found| found.counted_from).min();
+        let opened = began.map_or(self.opened, |began| began.min(self.opened));
+        self.retention.counted_from(&infos(stay), opened, self.directory.now())
     }
 
     /// After a save failed with this error, the next one takes no file of the last checkpoint, because one of them may
@@ -179,19 +182,23 @@ impl Ledger {
                 && (found_before.contains(*name) || has_manifest(name))
         };
         self.damaged = self.set_aside.iter().filter(is_damaged).cloned().collect();
-        let unreachable = std::mem::take(&mut catalog.unreachable).into_iter().filter(|(name, _)| mine(name));
+        let (unreachable, others): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut catalog.unreachable).into_iter().partition(|(name, _)| mine(name));
         let newest = chain.as_ref().ok().and_then(|chain| catalog.sequence_of(chain.own.last()?));
         // What another version wrote, or marked, stops the run only if it may be the newest.
         let is_older = |(name, error): &(String, Error)| {
             matches!(error, Error::Unsupported { .. }) && catalog.is_older(newest, name)
         };
-        let (older, unreachable): (Vec<_>, Vec<_>) = unreachable.partition(is_older);
+        let (older, unreachable): (Vec<_>, Vec<_>) = unreachable.into_iter().partition(is_older);
         self.unreachable = unreachable;
         self.older = older.iter().map(|(name, _)| name.clone()).collect();
         left_alone.extend(older);
         let (found, strangers): (Vec<Found>, Vec<Found>) =
             catalog.found.into_iter().partition(|found| mine(&found.entry.name));
-        self.strangers = strangers.into_iter().map(|found| found.entry.name).collect();
+        // Also those that cannot be used, but not what has only the name of one.
+        let unusable = catalog.damaged.iter().chain(&others).map(|(name, _)| name);
+        let unusable = unusable.filter(|name| !mine(name) && !catalog.named.contains(*name)).cloned();
+        self.strangers = strangers.into_iter().map(|found| found.entry.name).chain(unusable).collect();
         self.strangers.retain(|name| crate::catalog::numbered(name).is_some());
         let of_mine = |aside: &str| crate::repository::before_aside(aside).is_some_and(|(_, name)| mine(name));
         let superseded: Vec<_> = catalog.superseded.into_iter().filter(|(name, _)| of_mine(name)).collect();
@@ -563,6 +570,14 @@ impl Ledger {
         }
         // What it followed is gone: those that were there before it stay.
         self.known.iter().rposition(|found| found.entry.sequence < id.sequence)
+    }
+
+    /// Returns the step of the last checkpoint with a step that is there, up to this one.
+    pub(super) fn step_up_to(&mut self, id: &Follows) -> Option<u64> {
+        let Ledger { seen, known, directory, .. } = self;
+        let at = known.iter().position(|found| found.id() == *id)?;
+        let there = known[..=at].iter().rev().filter(|found| seen.is_there(directory, found));
+        there.into_iter().find_map(|found| found.entry.step)
     }
 
     /// Returns `true` if all known ones are still what has their names.

@@ -107,7 +107,10 @@ impl CheckpointManager {
         if !self.begun {
             return Ok(());
         }
-        if let Err(e) = commit::write_index(&self.ledger, &self.directory, &self.held) {
+        // Another process may have the directory by now.
+        let written =
+            self.directory.check().and_then(|()| commit::write_index(&self.ledger, &self.directory, &self.held));
+        if let Err(e) = written {
             log::warn!("the index could not be written: {e:#}; what was noted is found without it");
         }
         Ok(())

@@ -67,6 +67,7 @@ impl CheckpointManager {
             all.into_iter().partition(takes)
         };
         let without: Vec<Vec<String>> = healthy.iter().map(|found| found.without.clone()).collect();
+        let layouts: Vec<u64> = healthy.iter().map(|found| found.layout).collect();
         let names: Vec<String> = healthy.into_iter().map(|found| found.entry.name).collect();
         let root = self.directory.root().clone();
         let mut passed_by: Vec<PassedOver> = unhealthy
@@ -85,7 +86,9 @@ impl CheckpointManager {
             let skip = |options: RestoreOptions, component: &String| options.skip(name::key([component]));
             let options = &without[at].iter().fold(options.clone(), skip);
             let lacks_more = without[at + 1..].iter().flatten().any(|component| !without[at].contains(component));
-            let restored = self.restore_in_one_pass(&path, fallbacks, lacks_more, options);
+            // The next one may have been saved before something was tracked.
+            let differs = layouts.get(at + 1).is_some_and(|next| *next != layouts[at]);
+            let restored = self.restore_in_one_pass(&path, fallbacks, lacks_more || differs, options);
             let restored = restored.inspect(|status| self.note_restore(status));
             match restored {
                 Ok(status) => {
@@ -195,31 +198,34 @@ impl CheckpointManager {
     }
 
     /// Restores the checkpoint at `path`, reading every byte once and verifying it while reading. Verifies everything
-    /// first if one of the `fallbacks` may lack what this checkpoint overwrites: if the options allow it, or if one
-    /// `lacks_more` components.
+    /// first if one of the `fallbacks` lacks what this checkpoint overwrites. They are examined if the options allow that,
+    /// or if one `may_lack` something all the same.
     fn restore_in_one_pass(
         &mut self,
         path: &Location,
         fallbacks: &[String],
-        lacks_more: bool,
+        may_lack: bool,
         options: &RestoreOptions,
     ) -> Result<RestoreStatus> {
-        // Without exceptions, every fallback must have all values.
-        let may_lack = lacks_more || options.has_exceptions();
+        let may_lack = may_lack || options.has_exceptions();
         if options.verifies_first() && (!may_lack || self.fall_back(path, fallbacks)) {
             return self.checkpoint.restore_own(path, &options.clone().verify(Verify::WhileReading));
         }
         self.checkpoint.restore_own(path, options)
     }
 
-    /// Returns `true` if each of these checkpoints has all tensors of the one at `path`, with the same types and
-    /// shapes.
+    /// Returns `true` if each of these checkpoints has all values of the one at `path`, and all tensors, with the same
+    /// types and shapes.
     fn fall_back(&self, path: &Location, fallbacks: &[String]) -> bool {
         let manifest = |name: &str| Some(Source::open_in(&self.directory, name).ok()?.manifest);
         let name = path.file_name().and_then(|name| name.to_str());
         let Some(first) = name.and_then(manifest) else { return false };
         let has = |other: &Manifest| {
-            first.tensors.iter().all(|(key, one)| other.tensors.get(key).is_some_and(|other| other.spec == one.spec))
+            first.values.keys().all(|key| other.values.contains_key(key))
+                && first
+                    .tensors
+                    .iter()
+                    .all(|(key, one)| other.tensors.get(key).is_some_and(|other| other.spec == one.spec))
         };
         !fallbacks.is_empty() && fallbacks.iter().all(|name| manifest(name).is_some_and(|other| has(&other)))
     }
@@ -345,7 +351,9 @@ impl CheckpointManager {
         self.look_at_restores();
         // Files of other tools have no step.
         if !status.lineage().is_empty() {
-            (self.last_step, self.restored_past) = (status.step(), false);
+            // Of one without a step, that of the last one before it.
+            let last_step = status.step().or_else(|| self.ledger().step_up_to(self.head.as_ref()?));
+            (self.last_step, self.restored_past) = (last_step, false);
             self.last_save_at = Instant::now();
             #[cfg(feature = "huggingface")]
             self.exports.iter_mut().for_each(|cadence| cadence.goes_on_from(status.step()));

@@ -51,8 +51,9 @@ pub struct SaveContext {
     pub previous: Option<u64>,
     /// The lowest step of a call since the manager was opened, this one included.
     pub first: u64,
-    /// The step that was saved last; after a restore, the step of the restored checkpoint, if it has one. A save without a
-    /// step ([`save`](crate::CheckpointManager::save)) does not count.
+    /// The step that was saved last; after a restore, the step of the restored checkpoint. Checkpoints without a step
+    /// ([`save`](crate::CheckpointManager::save)) do not count: after a restore of one, it is the step of the last
+    /// checkpoint before it that has one and is still there.
     pub last_saved: Option<u64>,
     /// The time since the last save or restore, or since the manager was opened.
     pub since_last_save: Duration,

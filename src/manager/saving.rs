@@ -66,7 +66,7 @@ impl CheckpointManager {
     ///
     /// While there are accumulated gradients that no step of a tracked optimizer has used, a save that is due is
     /// postponed to the call after that step. If 100 steps, or 1,000 calls, have all found unused gradients, it saves
-    /// including them.
+    /// including them. After a restore, they are counted anew.
     ///
     /// Once the end was requested ([`preemption`](crate::CheckpointManagerBuilder::preemption)), the next call always
     /// saves, durably, and [`should_stop`](CheckpointManager::should_stop) returns `true` from then on.
@@ -120,28 +120,31 @@ impl CheckpointManager {
         metrics: Option<impl FnOnce() -> BTreeMap<String, f64>>,
     ) -> Result<Option<Location>> {
         let is_last = self.preempted() && !self.saved_for_end;
-        let result = if is_last {
-            self.save_for_end(step, metrics).map(Some)
-        } else {
-            self.save_number_if_due(step, metrics).or_else(|error| {
-                if !self.is_skipped(&error) {
-                    return Err(error);
-                }
-                log::warn!("the save is skipped: {error:#}");
-                (self.last_step, self.last_save_at, self.restored_past) = (Some(step), Instant::now(), false);
-                self.owed = None;
-                Ok(None)
-            })
-        };
+        let result =
+            if is_last { self.save_for_end(step, metrics).map(Some) } else { self.save_number_if_due(step, metrics) };
         self.note_state(Some(step), matches!(result, Ok(Some(_))));
         #[cfg(feature = "huggingface")]
         return self.export_beside(step, is_last, result);
         #[cfg(not(feature = "huggingface"))]
-        self.after_call(is_last, result)
+        self.after_call(step, is_last, result)
     }
 
-    /// Does with the result of a call of `save_if_due` what [`OnSaveError`] says.
-    pub(super) fn after_call(&mut self, is_last: bool, result: Result<Option<Location>>) -> Result<Option<Location>> {
+    /// Does with the result of a call of `save_if_due` what the settings for errors say.
+    pub(super) fn after_call(
+        &mut self,
+        step: u64,
+        is_last: bool,
+        result: Result<Option<Location>>,
+    ) -> Result<Option<Location>> {
+        if let Err(error) = &result
+            && !is_last
+            && self.is_skipped(error)
+        {
+            log::warn!("the save is skipped: {error:#}");
+            (self.last_step, self.last_save_at, self.restored_past) = (Some(step), Instant::now(), false);
+            self.owed = None;
+            return Ok(None);
+        }
         match (&result, self.on_save_error) {
             // In the background, its end decides.
             (Ok(Some(_)), _) => match &mut self.in_flight {

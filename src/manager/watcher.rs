@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 /// second and waits forever. The first item is the newest existing checkpoint. Checkpoints with values that are not
 /// finite are yielded like any other: see [`CheckpointInfo::is_healthy`].
 ///
-/// A checkpoint can be removed while it is evaluated: its restore then fails with [`Error::NotFound`] or
-/// [`Error::Removed`], or succeeds, because it reads through the open directory. Continue with the next one. Metrics and
+/// A checkpoint can be removed while it is evaluated: its restore then succeeds, because it reads through the open
+/// directory, or fails with an error for which [`Error::is_not_found`] is `true`. Continue with the next one. Metrics and
 /// pins that are given with `&checkpoint` reach that checkpoint or fail, even if the training has saved another one under
 /// its name ([`CheckpointRef`](crate::CheckpointRef)).
 ///

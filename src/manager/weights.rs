@@ -220,7 +220,7 @@ impl CheckpointManager {
             },
             _ => self.export_if_due(step),
         };
-        let saved = self.after_call(is_last, saved);
+        let saved = self.after_call(step, is_last, saved);
         match (saved, exported) {
             (saved, Ok(())) => saved,
             (saved @ Ok(_), Err(error)) if matches!(self.on_save_error, OnSaveError::Continue { .. }) => {
@@ -259,7 +259,8 @@ impl WeightsCadence {
             self.last = self.last_before(restored.map_or(step, |last| step.min(last.saturating_add(1))));
         }
         self.restores = restores;
-        let first = self.first.map_or(step, |first| first.min(step));
+        // That of the restored step may not have been made.
+        let first = self.first.into_iter().chain(restored).fold(step, u64::min);
         self.first = Some(first);
         let context = SaveContext {
             previous: self.previous.replace(step),

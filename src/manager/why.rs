@@ -51,8 +51,11 @@ impl CheckpointManager {
 
     /// Reports what a save at `step` with these metrics would remove: for each existing checkpoint, what would keep it
     /// then. Lists the same checkpoints as [`explain`](CheckpointManager::explain); those that the save would
-    /// supersede, because the run went back, come after the others of the run. Assumes that the values to save are
-    /// finite. Changes nothing.
+    /// supersede, because the run went back, come after the others of the run. Changes nothing.
+    ///
+    /// Assumes that the values to save are finite, and that the state has changed since it was saved at this step, if it
+    /// was. Otherwise the save removes nothing, or, with new metadata or changed assets, replaces that checkpoint and
+    /// takes over its pins.
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {

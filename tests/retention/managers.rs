@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
+use tch_checkpoint::format::Manifest;
 use tch_checkpoint::retention::{Best, CheckpointInfo, EveryNSteps, Goal, KeptBy, Reason, RetentionPolicy, Steps};
 use tch_checkpoint::{
     Background, Checkpoint, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder, CheckpointReader,
@@ -60,6 +61,30 @@ fn policies_combine_and_a_restart_without_an_index_decides_the_same() -> Outcome
         run.train(&mut manager, &losses[split..])?;
         assert_eq!(steps(dir.path())?, [1, 2, 4, 5, 8, 9], "interrupted after {split}");
     }
+    Ok(())
+}
+
+/// The first checkpoint, saved again after a restart, counts from the beginning of the run.
+#[test]
+fn the_first_interval_begins_when_the_directory_is_first_opened() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let open = || run.builder(dir.path()).max_to_keep(1).keep_every(Duration::from_secs(3600)).open();
+    let counted_from = || {
+        let manifest = Manifest::from_bytes(&fs::read(dir.path().join("ckpt-1/manifest.json"))?)?;
+        Ok::<_, Box<dyn std::error::Error>>((manifest.sequence, manifest.counted_from))
+    };
+    let mut manager = open()?;
+    run.train(&mut manager, &[0.5])?;
+    manager.close()?;
+    let (first, began) = counted_from()?;
+    assert!(began.is_some());
+    std::thread::sleep(Duration::from_millis(20));
+    let mut manager = open()?;
+    manager.restore_or_initialize()?;
+    manager.set_next_metadata("note", &"saved again")?;
+    manager.save_at(1)?;
+    assert_eq!(counted_from()?, (first + 1, began));
     Ok(())
 }
 

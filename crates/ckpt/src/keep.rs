@@ -78,7 +78,7 @@ fn print_explained(report: &RetentionReport, out: &mut Output) {
 
 fn note_if_none(report: &RetentionReport, out: &mut Output) {
     if report.checkpoints.is_empty() {
-        out.note(format!("{} has no checkpoint", report.directory.display()));
+        out.note(format!("{} has no checkpoint whose name has a number", report.directory.display()));
     }
 }
 

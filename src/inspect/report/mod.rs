@@ -21,6 +21,7 @@ use super::target::Target;
 use super::{lossy, retention};
 use crate::error::Result;
 use crate::location::Location;
+use crate::manager::retention::labels;
 use crate::name;
 use crate::source::Source;
 use files::Files;
@@ -142,7 +143,7 @@ pub fn report(path: impl Into<Location>, options: &ReportOptions) -> Result<RunR
         directory: listing.directory,
         latest: listing.latest,
         undecided: listing.undecided,
-        policies: options.policies.iter().map(|policy| policy.label()).collect(),
+        policies: labels(&options.policies),
         gaps: gaps::of(&checkpoints, &listing.others),
         checkpoints,
         others: listing.others,

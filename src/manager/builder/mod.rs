@@ -176,7 +176,10 @@ impl CheckpointManagerBuilder {
     /// [`CheckpointManager::save_if_due`] exports after the save, and returns when the export is durable and verified,
     /// as with [`Checkpoint::export_weights`]. It also returns the errors; with
     /// [`OnSaveError::Continue`](crate::OnSaveError::Continue), they are logged. An export that fails is due again at the next
-    /// call. One is made even if the save fails, except of a state that is refused, after a failed last save, and where the
+    /// call, also after a restart from the checkpoint of its step, but not from a later one. The time of
+    /// [`EveryDuration`](crate::save_policy::EveryDuration) counts since this process's last export, or since this call.
+    ///
+    /// One is made even if the save fails, except of a state that is refused, after a failed last save, and where the
     /// manager may not write. All exports are kept unless [`WeightsExport::keep`] limits their number. Can be set several times, with a directory for each.
     ///
     /// ```no_run
@@ -232,7 +235,7 @@ impl CheckpointManagerBuilder {
     ///
     /// An error or a panic of the function is returned as [`Error::Callback`](crate::Error::Callback), like an error of
     /// that save: by this call, or with background saves by the next one. The checkpoint is kept, and the save is not
-    /// due again. Inside the function, every call of a manager and every restore is an error; a
+    /// due again. Inside the function, calls of a manager that save, restore, wait or write a mark are errors, and so is every restore; a
     /// [`CheckpointReader`](crate::CheckpointReader) and a [`CheckpointDirectory`](crate::CheckpointDirectory) can be
     /// used. Do not lock anything that the training holds while it calls the manager.
     ///

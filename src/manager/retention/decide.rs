@@ -223,6 +223,11 @@ impl Guarded {
     }
 }
 
+/// Returns the labels of these policies.
+pub(crate) fn labels(policies: &[Arc<dyn RetentionPolicy>]) -> Vec<String> {
+    policies.iter().map(|policy| Guarded(policy.clone()).label()).collect()
+}
+
 /// Keeps all checkpoints: `max_to_keep` is `None`.
 #[derive(Debug)]
 struct All;

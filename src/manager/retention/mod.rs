@@ -59,7 +59,7 @@ pub use latest::Latest;
 pub use steps::Steps;
 pub use younger_than::YoungerThan;
 
-pub(crate) use decide::Retention;
+pub(crate) use decide::{Retention, labels};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use std::fmt::{self, Debug, Display};
@@ -100,7 +100,8 @@ pub trait RetentionPolicy: Debug + Send + Sync {
     ///
     /// The list has the healthy checkpoints of one run, oldest first, in the order in which they were saved. Steps and
     /// times need not increase in it. If the returned list has another length than `checkpoints`, or this panics,
-    /// nothing is removed. A panic of another method of a policy counts as if it were not implemented.
+    /// nothing is removed. A panic of another method of a policy counts as if it were not implemented, and a policy whose
+    /// label panics is called `a policy that does not say its name`.
     fn keep(&self, checkpoints: &[CheckpointInfo], now: DateTime<Utc>) -> Vec<Option<Reason>>;
 
     /// Returns the name of this policy for users, such as `the newest 2`. The policies of this crate return their

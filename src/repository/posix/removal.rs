@@ -38,7 +38,7 @@ impl PosixDirectory {
                 log::warn!("{} is not removed: another checkpoint has taken its place", path.display());
                 return Ok(true);
             }
-            Err(error) if error.is_damage() || matches!(error, Error::Link { .. }) => {
+            Err(error) if error.is_damage() => {
                 log::warn!("{} is not removed but moved aside: {error:#}", path.display());
                 return self.move_aside(name, Aside::Damaged).map(|_| true);
             }

@@ -17,7 +17,11 @@ impl Line {
         let interval = rules.every?;
         // A removal by hand is noticed only after the next save.
         let before = self.policies_know(supersedes);
-        let Some(oldest) = before.first() else { return Some((now.min(self.opened), 0)) };
+        let Some(oldest) = before.first() else {
+            // An earlier process may have begun the first interval.
+            let began = self.own.iter().filter_map(|made| made.counted_from);
+            return began.chain([(self.opened, 0), (now, 0)]).min();
+        };
         if intervals(&before, interval, i64::MAX).1 > now {
             let taken = |nth: &i64| before.iter().any(|made| made.counted_from == Some((now, -nth)));
             let nth = (0..=i64::try_from(before.len()).unwrap_or(i64::MAX)).find(|nth| !taken(nth)).unwrap_or(0);

@@ -185,7 +185,11 @@ impl Line {
         if newest {
             self.tried(self.own.iter().position(|made| made.order == order).unwrap_or(0));
         }
-        self.last_step = self.own.iter().chain(&self.aside).find(|made| made.order == order).and_then(|made| made.step);
+        let aside = self.aside.iter().find(|made| made.order == order).and_then(|made| made.step);
+        // Of one without a step, that of the last one before it that is there.
+        let at = self.own.iter().position(|made| made.order == order);
+        let up_to = at.map_or(&[][..], |at| &self.own[..=at]);
+        self.last_step = aside.or(up_to.iter().rev().filter(|made| made.there).find_map(|made| made.step));
         self.goes_on_from(order);
         self.is_rolled_back = false;
     }
