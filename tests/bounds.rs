@@ -11,7 +11,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tch_checkpoint::format::{FormatError, Index, Manifest, SavedModelInfo};
-use tch_checkpoint::{Checkpoint, CheckpointReader, Counter, Location, Value, list_checkpoints, verify_checkpoint};
+use tch_checkpoint::{
+    Checkpoint, CheckpointDirectory, CheckpointReader, Counter, Error, Location, Value, list_checkpoints,
+    verify_checkpoint,
+};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
@@ -291,6 +294,50 @@ fn numbers_of_saves_end_far_from_where_arithmetic_does() -> Outcome {
     assert_eq!(tch_checkpoint::latest_checkpoint(dir.path())?, Some(path.clone()));
     assert_eq!(CheckpointReader::open(&path)?.manifest().sequence, 1);
     Ok(())
+}
+
+#[test]
+fn a_directory_is_listed_in_time_in_proportion() -> Outcome {
+    let _turn = turn();
+    // The names of the checkpoints, of as many links, and whether a link may be the newest.
+    for (checkpoint, link, may_be) in
+        [("ckpt-#", "ckpt-1000#", true), ("run#-1", "run#-2", true), ("ckpt-#", "other#-1", false)]
+    {
+        let time = |count: usize| -> Result<f64, Box<dyn std::error::Error>> {
+            let dir = tempfile::tempdir()?;
+            let mut manifest = Manifest::from_bytes(&with_values(""))?;
+            let mut entries = Vec::new();
+            for n in 1..=count {
+                let path = |name: &str| dir.path().join(name.replace('#', &n.to_string()));
+                manifest.sequence = n as u64;
+                fs::create_dir(path(checkpoint))?;
+                fs::write(path(checkpoint).join("manifest.json"), manifest.to_bytes()?)?;
+                std::os::unix::fs::symlink("nowhere", path(link))?;
+                let (name, run) = (checkpoint.replace('#', &n.to_string()), &manifest.run);
+                entries.push(format!(
+                    r#"{{"name":"{name}","sequence":{n},"run":"{run}","step":null,"saved_at":"2026-11-22T10:11:12Z","bytes":0,"metrics":{{}},"preserved":false}}"#
+                ));
+            }
+            let body = format!("\"latest\":null,\"last_preserved\":null,\"checkpoints\":[{}],", entries.join(","));
+            fs::write(dir.path().join("checkpoint.json"), sealed("tch-checkpoint-index", &body))?;
+            let start = thread_time();
+            let listing = list_checkpoints(dir.path())?;
+            let newest = CheckpointDirectory::new(dir.path()).latest();
+            let time = thread_time() - start;
+            assert_eq!((listing.checkpoints.len(), listing.links.len()), (count, count));
+            assert_eq!(matches!(newest, Err(Error::Link { .. })), may_be, "{newest:?}");
+            Ok(time)
+        };
+        let (few, many) = (time(100)?, time(1_000)?);
+        assert!(many < few * 40.0, "100 {link} in {few:.3} s, 1,000 in {many:.3} s");
+    }
+    Ok(())
+}
+
+/// The time of the processor that this thread has used, in seconds: how busy the machine is does not matter.
+fn thread_time() -> f64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
 }
 
 /// The number of bytes that this process has read from files.

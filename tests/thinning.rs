@@ -182,6 +182,27 @@ fn weights_are_restored_and_a_resume_is_refused_with_the_reason() -> Outcome {
 }
 
 #[test]
+fn a_component_that_is_removed_after_the_restore_is_not_restored_later() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let run = Run::new();
+    let mut manager = run.builder(dir.path()).max_to_keep(3).keep_component("optimizer", 1).open()?;
+    run.train(&mut manager, 1..=1)?;
+    let path = dir.path().join("ckpt-1");
+    let manifest = fs::File::options().write(true).open(path.join("manifest.json"))?;
+    manifest.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(60))?;
+    let (model, optimizer) = (Memory::seeded(64, 8), Memory::seeded(128, 9));
+    let mut checkpoint = Checkpoint::new();
+    checkpoint.restore(&path)?;
+    checkpoint.track_mut("model", &model)?;
+    run.train(&mut manager, 2..=2)?;
+    let error = checkpoint.track_mut("optimizer", &optimizer).unwrap_err().to_string();
+    assert!(error.contains("was removed from it (`keep_component`)"), "{error}");
+    assert_eq!(*optimizer.bytes(), *Memory::seeded(128, 9).bytes());
+    assert_eq!(*model.bytes(), *Memory::seeded(64, 1).bytes());
+    Ok(())
+}
+
+#[test]
 fn a_restart_does_not_take_what_lacks_a_component_unless_told() -> Outcome {
     let dir = tempfile::tempdir()?;
     let run = Run::new();

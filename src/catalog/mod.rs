@@ -195,6 +195,8 @@ pub(crate) struct Catalog {
     pub unreachable: Vec<(String, Error)>,
     /// Those of the unreachable ones that have the name of a checkpoint, and of which nothing else is known.
     pub named: HashSet<String>,
+    /// See [`is_strange`](Catalog::is_strange).
+    strange: HashSet<String>,
     /// Those that left the numbering because others took their place, by name, with their content if they can be read.
     pub superseded: Vec<(String, Result<Found>)>,
     /// Those that left the numbering for any other reason, by name.
@@ -207,6 +209,10 @@ pub(crate) struct Catalog {
     /// The names of all entries of the directory.
     pub names: BTreeSet<String>,
     pub index: Option<Index>,
+    /// The names in the index, with the highest sequence of each.
+    indexed: HashMap<String, u64>,
+    /// The managers of these.
+    indexed_managers: HashSet<String>,
     /// Names of entries that existed when the directory was listed, and were gone when they were examined.
     pub vanished: Vec<String>,
     /// A directory is no whole checkpoint, whatever it is: if it is being filled, it can become one in place.
@@ -231,9 +237,13 @@ impl Catalog {
             rules: directory.rules(),
             ..Catalog::default()
         };
-        let indexed = rule::indexed(catalog.index.as_ref());
+        for entry in catalog.index.iter().flat_map(|index| &index.checkpoints) {
+            let highest = catalog.indexed.entry(entry.name.clone()).or_default();
+            *highest = entry.sequence.max(*highest);
+            catalog.indexed_managers.extend(numbered(&entry.name).map(|(manager, _)| manager.to_string()));
+        }
         for (name, found) in scan.checkpoints.iter().zip(looks.look(directory, &scan.checkpoints)) {
-            catalog.take(directory, name, found, &indexed);
+            catalog.take(directory, name, found);
         }
         let (superseded, set_aside): (Vec<_>, Vec<_>) =
             scan.aside.into_iter().partition(|(aside, _)| *aside == Aside::Superseded);
@@ -243,6 +253,7 @@ impl Catalog {
         catalog.superseded = superseded.iter().cloned().zip(looks.look(directory, &superseded)).collect();
         catalog.found.sort_by(order);
         catalog.look_at_links(directory, scan.links);
+        catalog.look_at_strange();
         catalog.superseded.sort_by(|a, b| a.0.cmp(&b.0));
         catalog.set_aside.sort();
         catalog.leftovers.sort();
@@ -259,42 +270,63 @@ impl Catalog {
 
     /// A link could lead to a checkpoint. One with the name of the newest must not be ignored silently.
     fn look_at_links(&mut self, directory: &Directory, links: Vec<String>) {
-        for name in &links {
-            if numbered(name).is_some_and(|(manager, number)| self.may_be_newest(name, manager, number)) {
-                self.named.insert(name.clone());
-                self.unreachable.push((name.clone(), link_met(&directory.path(name))));
-            }
+        for name in self.may_be_newest(&links) {
+            self.unreachable.push((name.clone(), link_met(&directory.path(&name))));
+            self.named.insert(name);
         }
         self.links = links;
     }
 
-    /// Returns `true` if what was called `name`, and is not there, may be newer than all of its manager's: by its number,
-    /// or because the index says so. Numbers of other runs say nothing.
-    fn may_be_newest(&self, name: &str, manager: &str, number: u64) -> bool {
-        let own: HashSet<String> = match self.chain(manager) {
-            Ok(chain) => chain.own.into_iter().collect(),
-            Err(_) => self.found.iter().map(|found| found.entry.name.clone()).collect(),
+    /// Returns those of `names`, which are not there, that may be newer than all of their managers': by their number, or
+    /// because the index says so. Numbers of other runs say nothing.
+    fn may_be_newest(&self, names: &[String]) -> Vec<String> {
+        let mut managers: HashMap<&str, Vec<&Found>> =
+            names.iter().filter_map(|name| numbered(name)).map(|(manager, _)| (manager, Vec::new())).collect();
+        if managers.is_empty() {
+            return Vec::new();
+        }
+        for found in &self.found {
+            let manager = numbered(&found.entry.name).map(|(manager, _)| manager);
+            manager.and_then(|manager| managers.get_mut(manager)).into_iter().for_each(|mine| mine.push(found));
+        }
+        let mut trees = self.trees();
+        // The highest number and sequence.
+        let mut highest = |mine: Vec<&Found>| -> Option<(u64, u64)> {
+            let own: Option<HashSet<String>> =
+                self.chain_among(&mine, &mut trees).ok().map(|chain| chain.own.into_iter().collect());
+            let own = || mine.iter().filter(|found| own.as_ref().is_none_or(|own| own.contains(&found.entry.name)));
+            let number = own().filter_map(|found| numbered(&found.entry.name)).map(|(_, number)| number).max();
+            Some((number?, own().map(|found| found.entry.sequence).max()?))
         };
-        let own = || self.found.iter().filter(|found| own.contains(&found.entry.name));
-        let highest = own().filter_map(|found| number_of(manager, &found.entry.name)).max();
-        let last = own().map(|found| found.entry.sequence).max();
-        let was_later = |index: &Index| {
-            let mut entries = index.checkpoints.iter().filter(|entry| entry.name == name);
-            index.latest.as_deref() == Some(name) || entries.any(|entry| Some(entry.sequence) > last)
+        let managers: HashMap<&str, Option<(u64, u64)>> =
+            managers.into_iter().map(|(manager, mine)| (manager, highest(mine))).collect();
+        let latest = self.index.as_ref().and_then(|index| index.latest.as_ref());
+        let may_be = |name: &&String| {
+            let Some((manager, number)) = numbered(name) else { return false };
+            let highest = managers.get(manager).copied().flatten();
+            highest.is_none_or(|(last, _)| last < number)
+                || latest == Some(*name)
+                || self.indexed.get(*name).copied() > highest.map(|(_, sequence)| sequence)
         };
-        highest < Some(number) || self.index.as_ref().is_some_and(was_later)
+        names.iter().filter(may_be).cloned().collect()
+    }
+
+    /// Finds those of `named` whose managers have no other checkpoint, while there are checkpoints.
+    fn look_at_strange(&mut self) {
+        let found = self.found.iter().map(|found| found.entry.name.as_str());
+        let superseded = self.superseded.iter().map(|(aside, _)| aside);
+        let aside = superseded.chain(&self.set_aside).filter_map(|aside| before_aside(aside).map(|(_, name)| name));
+        let known: HashSet<&str> = found.chain(aside).filter_map(|name| Some(numbered(name)?.0)).collect();
+        let is_known = |manager: &str| known.contains(manager) || self.indexed_managers.contains(manager);
+        let is_alone = |name: &&String| !numbered(name).is_some_and(|(manager, _)| is_known(manager));
+        let strange = self.named.iter().filter(|_| !self.found.is_empty()).filter(is_alone).cloned().collect();
+        self.strange = strange;
     }
 
     /// Returns `true` if nothing but its name tells that the unreachable `name` is a checkpoint, while there are others,
     /// none of them of the same manager: it is an alias, or of another program or user.
     pub(crate) fn is_strange(&self, name: &str) -> bool {
-        let manager = |name| numbered(name).map(|(manager, _)| manager);
-        let found = self.found.iter().map(|found| found.entry.name.as_str());
-        let indexed = self.index.iter().flat_map(|index| &index.checkpoints).map(|entry| entry.name.as_str());
-        let superseded = self.superseded.iter().map(|(aside, _)| aside);
-        let aside = superseded.chain(&self.set_aside).filter_map(|aside| before_aside(aside).map(|(_, name)| name));
-        let is_known = || found.chain(indexed).chain(aside).any(|known| manager(known) == manager(name));
-        self.named.contains(name) && !self.found.is_empty() && !is_known()
+        self.strange.contains(name)
     }
 
     /// Returns the sequence of the valid checkpoint `name`.
@@ -305,14 +337,12 @@ impl Catalog {
     /// Returns `true` if the checkpoint `name`, which cannot be read, is older than the one with the sequence `newest`: the
     /// index lists it, with a lower sequence.
     pub(crate) fn is_older(&self, newest: Option<u64>, name: &str) -> bool {
-        let Some(index) = &self.index else { return false };
-        let mut entries = index.checkpoints.iter().filter(|entry| entry.name == name).peekable();
-        let is_listed = entries.peek().is_some() && index.latest.as_deref() != Some(name);
-        is_listed && entries.all(|entry| Some(entry.sequence) < newest)
+        let is_latest = self.index.as_ref().is_some_and(|index| index.latest.as_deref() == Some(name));
+        !is_latest && self.indexed.get(name).is_some_and(|sequence| Some(*sequence) < newest)
     }
 
     /// Adds what was found when the checkpoint `name` was examined.
-    fn take(&mut self, directory: &Directory, name: &str, found: Result<Found>, indexed: &HashSet<String>) {
+    fn take(&mut self, directory: &Directory, name: &str, found: Result<Found>) {
         let error = match found {
             Ok(found) => return self.found.push(found),
             Err(error) => error,
@@ -322,7 +352,7 @@ impl Catalog {
             self.vanished.push(name.to_string());
             return;
         }
-        let list = match rule::whose(directory, indexed, name) {
+        let list = match rule::whose(directory, self.indexed.contains_key(name), name) {
             Whose::Ours | Whose::Named if error.is_damage() => &mut self.damaged,
             Whose::Ours => &mut self.unreachable,
             Whose::Named => {
@@ -350,18 +380,22 @@ impl Catalog {
     /// The names of two checkpoints if nothing decides which one the run should continue from.
     pub(crate) fn chain(&self, manager: &str) -> Result<Chain, (String, String)> {
         let mine = self.found.iter().filter(|found| number_of(manager, &found.entry.name).is_some());
-        if !self.rules.hold(Rule::Chain) {
-            return Ok(Chain { own: mine.map(|found| found.entry.name.clone()).collect(), others: Vec::new() });
-        }
-        self.chain_of(mine.collect())
+        self.chain_among(&mine.collect::<Vec<_>>(), &mut self.trees())
     }
 
-    fn chain_of(&self, mine: Vec<&Found>) -> Result<Chain, (String, String)> {
+    fn chain_among(&self, mine: &[&Found], trees: &mut Trees<'_>) -> Result<Chain, (String, String)> {
+        match self.rules.hold(Rule::Chain) {
+            true => trees.chain(mine),
+            false => Ok(Chain { own: mine.iter().map(|found| found.entry.name.clone()).collect(), others: Vec::new() }),
+        }
+    }
+
+    /// Returns what decides between the trees of each name.
+    fn trees(&self) -> Trees<'_> {
         let entries = self.index.iter().flat_map(|index| &index.checkpoints);
-        let known: HashSet<(&str, u64)> = entries.map(|entry| (entry.run.as_str(), entry.sequence)).collect();
-        let is_known = |id: &Follows| known.contains(&(id.run.as_str(), id.sequence));
-        let indexed = |link: &Link| is_known(&link.id) || link.follows.as_ref().is_some_and(is_known);
-        chain_by(mine, self.superseded.iter().filter_map(|(_, found)| found.as_ref().ok()), &Decides::Index(indexed))
+        let gone = gone(self.superseded.iter().filter_map(|(_, found)| found.as_ref().ok()));
+        let steps = chain::steps(self.found.len() + gone.len());
+        Trees { indexed: entries.map(|entry| (entry.run.as_str(), entry.sequence)).collect(), gone, steps }
     }
 
     /// Returns all valid ones, the newest last. If there are several names, the one with the highest sequence is the
@@ -376,9 +410,9 @@ impl Catalog {
             let name = found.entry.name.as_str();
             groups.entry(numbered(name).map_or(name, |(manager, _)| manager)).or_default().push(found);
         }
-        let (mut others, mut own) = (BTreeSet::new(), Vec::new());
+        let (mut others, mut own, mut trees) = (BTreeSet::new(), Vec::new(), self.trees());
         for group in groups.into_values() {
-            match self.chain_of(group) {
+            match trees.chain(&group) {
                 Ok(chain) => {
                     others.extend(chain.others);
                     own.extend(chain.own.last().cloned());
@@ -406,15 +440,33 @@ impl Catalog {
     /// Returns `true` if the doubtful directory `name` may be a checkpoint of a manager that has lost its manifest: the
     /// index lists no checkpoint of that manager, so it may be lost as well.
     pub(crate) fn may_be_ours(&self, name: &str) -> bool {
-        let manager_of = |name| numbered(name).map(|(manager, _)| manager);
-        let mut listed = self.index.iter().flat_map(|index| &index.checkpoints).map(|entry| manager_of(&entry.name));
-        manager_of(name).is_some_and(|manager| !listed.any(|listed| listed == Some(manager)))
+        numbered(name).is_some_and(|(manager, _)| !self.indexed_managers.contains(manager))
     }
 
     /// Returns those named `manager` and a number that left the numbering for another reason than that a run went back.
     pub(crate) fn set_aside_of<'a>(&'a self, manager: &'a str) -> impl Iterator<Item = &'a String> {
         let of = move |name: &&String| before_aside(name).and_then(|(_, name)| number_of(manager, name)).is_some();
         self.set_aside.iter().filter(of)
+    }
+}
+
+/// What decides between the trees of the checkpoints of one name, the same for all names.
+struct Trees<'a> {
+    /// Runs and sequences in the index.
+    indexed: HashSet<(&'a str, u64)>,
+    /// Those that left the numbering, and their predecessors.
+    gone: HashMap<Follows, Option<Follows>>,
+    /// How many steps through these are left.
+    steps: usize,
+}
+
+impl Trees<'_> {
+    /// Returns the checkpoints of one name in the order in which they follow one another.
+    fn chain(&mut self, mine: &[&Found]) -> Result<Chain, (String, String)> {
+        let links: Vec<Link> = mine.iter().map(|found| found.link()).collect();
+        let is_known = |id: &Follows| self.indexed.contains(&(id.run.as_str(), id.sequence));
+        let indexed = |link: &Link| is_known(&link.id) || link.follows.as_ref().is_some_and(is_known);
+        chain::order(&links, &self.gone, &Decides::Index(indexed), &mut self.steps)
     }
 }
 
@@ -443,17 +495,14 @@ pub(crate) fn chain_with<'a>(
     superseded: impl Iterator<Item = &'a Found>,
     ids: &HashSet<Follows>,
 ) -> Result<Chain, (String, String)> {
-    chain_by(found.iter().collect(), superseded, &Decides::Chosen(|link: &Link| ids.contains(&link.id)))
+    let (links, gone): (Vec<Link>, _) = (found.iter().map(Found::link).collect(), gone(superseded));
+    let mut steps = chain::steps(links.len() + gone.len());
+    chain::order(&links, &gone, &Decides::Chosen(|link: &Link| ids.contains(&link.id)), &mut steps)
 }
 
-fn chain_by<'a>(
-    found: Vec<&Found>,
-    superseded: impl Iterator<Item = &'a Found>,
-    decides: &Decides<impl Fn(&Link) -> bool>,
-) -> Result<Chain, (String, String)> {
-    let links: Vec<Link> = found.iter().map(|found| found.link()).collect();
-    let gone: HashMap<Follows, Option<Follows>> = superseded.map(|found| (found.id(), found.follows.clone())).collect();
-    chain::order(&links, &gone, decides)
+/// Returns those that left the numbering, with their predecessors.
+fn gone<'a>(superseded: impl Iterator<Item = &'a Found>) -> HashMap<Follows, Option<Follows>> {
+    superseded.map(|found| (found.id(), found.follows.clone())).collect()
 }
 
 /// Examines a checkpoint without reading its tensors.

@@ -36,10 +36,10 @@ pub(super) enum Whose {
     Others,
 }
 
-/// Returns whose the directory `name` is. One that cannot be listed, whatever the error, is ours if the index lists it,
+/// Returns whose the directory `name` is, which the index lists or not. One that cannot be listed, whatever the error, is ours if the index lists it,
 /// and may be if it has the name of a checkpoint.
-pub(super) fn whose(directory: &Directory, indexed: &HashSet<String>, name: &str) -> Whose {
-    if indexed.contains(name) {
+pub(super) fn whose(directory: &Directory, is_indexed: bool, name: &str) -> Whose {
+    if is_indexed {
         return Whose::Ours;
     }
     let is_component = |name: &OsString| name.to_str().is_some_and(|name| name.ends_with(COMPONENT_EXTENSION));

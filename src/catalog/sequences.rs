@@ -42,7 +42,11 @@ impl Sequences {
                     highest = highest.max(sequence);
                     self.known.extend(stat.map(|stat| (name.clone(), (stat, sequence))));
                 }
-                Err(e) if counts && !is_final(&e) && rule::whose(directory, &indexed, name) == Whose::Ours => {
+                Err(e)
+                    if counts
+                        && !is_final(&e)
+                        && rule::whose(directory, indexed.contains(name), name) == Whose::Ours =>
+                {
                     return Err(e);
                 }
                 Err(_) => {}

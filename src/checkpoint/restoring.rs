@@ -7,7 +7,8 @@ use crate::graph::{Gated, Node, torn_keys, walk};
 use crate::location::Location;
 use crate::name;
 use crate::restore::{
-    self, About, Opened, Origin, Pending, Request, RestoreOptions, RestoreStatus, Restored, Verify, match_objects,
+    self, About, Opened, Origin, Pending, Request, RestoreOptions, RestoreStatus, Restored, Verify, Whence,
+    match_objects,
 };
 use crate::snapshot::Snapshot;
 #[cfg(feature = "torch")]
@@ -24,7 +25,8 @@ impl Checkpoint {
     /// [`interop`](crate::interop) reads. Every tracked object must be in it with exact type and shape. Every byte is
     /// verified before anything changes, as far as the format allows ([`RestoreStatus::verified_by`]). If another
     /// tool's file changes while it is read, that is an error. Values that no object uses are kept for objects that are
-    /// tracked later, and replace those of earlier restores. No file stays open.
+    /// tracked later, and replace those of earlier restores. No file stays open: what is tracked later takes its values
+    /// only while the checkpoint is the same, and only its own files are verified then.
     ///
     /// A file of another tool that has unknown objects, or expands beyond the limit, is an error. To allow either, open
     /// it with [`interop::open_with`](crate::interop::open_with) and pass the source to
@@ -187,7 +189,7 @@ impl Checkpoint {
     fn read_opened(&mut self, opened: Opened, options: &RestoreOptions) -> Result<RestoreStatus> {
         let done = opened.with_origin(options, |origin| self.apply(origin, options))?;
         let about = opened.about();
-        let whence = Some(opened.close(&self.storage));
+        let whence = Some(Whence::close(opened, &self.storage));
         Ok(self.note(Pending::new(about, whence, options.clone(), self.objects.clone(), done)))
     }
 

@@ -7,7 +7,7 @@ use crate::format::IndexEntry;
 use crate::location::Location;
 use crate::provenance::Provenance;
 use crate::repository::{Directory, OpenOptions, Posix, before_trash};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 /// The content of a directory of checkpoints; see [`list_checkpoints`].
 #[derive(Debug, Default)]
@@ -36,7 +36,7 @@ pub struct Listing {
     /// (`.trash-…`), by name.
     pub removed: Vec<Location>,
     /// Those of `damaged` that may be anything, see [`Catalog::is_strange`].
-    strange: Vec<Location>,
+    strange: HashSet<Location>,
 }
 
 /// A checkpoint in a [`Listing`].

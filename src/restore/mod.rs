@@ -10,6 +10,7 @@ mod overlap;
 mod pending;
 mod stamp;
 mod status;
+mod whence;
 
 pub(crate) use apply::run;
 pub(crate) use matching::{Request, match_objects};
@@ -18,3 +19,4 @@ pub use options::{RestoreOptions, Trainable, Verify};
 pub(crate) use origin::Origin;
 pub(crate) use pending::{Pending, Restored, check};
 pub use status::{PassedOver, RestoreStatus, StartOutcome};
+pub(crate) use whence::Whence;

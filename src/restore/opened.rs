@@ -1,10 +1,10 @@
-//! Opens what is at a path: a checkpoint of this crate, or files of another tool; and opens the same again later.
+//! Opens what is at a path: a checkpoint of this crate, or files of another tool.
 
 use super::options::RestoreOptions;
 use super::origin::Origin;
 use super::stamp::Stamp;
 use crate::error::{Error, Result};
-use crate::format::{Follows, INDEX_FILE, Manifest};
+use crate::format::{Follows, INDEX_FILE};
 use crate::interop::{self, OWN_FORMAT, Ours};
 use crate::location::Location;
 use crate::repository::Storage;
@@ -29,13 +29,6 @@ pub(crate) struct About {
     pub save_counter: Option<u64>,
     /// Its identity, and those of earlier runs; empty for other tools' checkpoints.
     pub lineage: Vec<Follows>,
-}
-
-/// Identifies a checkpoint, to open it again, from whatever working directory, and to find out whether it is the same.
-#[derive(Debug)]
-pub(crate) enum Whence {
-    Ours(Arc<dyn Storage>, Location, Box<Manifest>),
-    Foreign(Stamp),
 }
 
 impl Opened {
@@ -70,7 +63,7 @@ impl Opened {
         Source::open(&**storage, path).map(|source| Opened::ours(source, options))
     }
 
-    fn ours(source: Source, options: &RestoreOptions) -> Opened {
+    pub(super) fn ours(source: Source, options: &RestoreOptions) -> Opened {
         match options.map.is_some() {
             true => Opened::Renamed(Ours::new(source)),
             false => Opened::Ours(source),
@@ -104,33 +97,6 @@ impl Opened {
             Opened::Foreign(source, _) => with_names(&**source, options, with),
         }
     }
-
-    /// Closes it, and returns its identification.
-    pub(crate) fn close(self, storage: &Arc<dyn Storage>) -> Whence {
-        match self {
-            Opened::Ours(source) | Opened::Renamed(Ours { source, .. }) => {
-                Whence::Ours(storage.clone(), absolute(&source.path), Box::new(source.manifest.clone()))
-            }
-            Opened::Foreign(_, stamp) => Whence::Foreign(stamp),
-        }
-    }
-}
-
-impl Whence {
-    /// Opens the checkpoint again. Returns `None` if another one has taken its place.
-    pub(crate) fn open_again(&self, options: &RestoreOptions) -> Result<Option<Opened>> {
-        match self {
-            Whence::Ours(storage, path, manifest) => {
-                let source = Source::open(&**storage, path)?;
-                Ok(is_same(manifest, &source.manifest).then(|| Opened::ours(source, options)))
-            }
-            Whence::Foreign(stamp) => {
-                let now = Stamp::of(stamp.path());
-                let source = interop::open(stamp.path())?;
-                Ok(stamp.is_in(&now).then_some(Opened::Foreign(source, now)))
-            }
-        }
-    }
 }
 
 /// Calls `with` with the values of a source, under the names of the options.
@@ -161,18 +127,4 @@ fn of_no_format(error: Error, reason: &str) -> Error {
         }
         error => error,
     }
-}
-
-/// Returns `true` if the manifest `now` is that of the same save as `then`. A component may have been removed since.
-fn is_same(then: &Manifest, now: &Manifest) -> bool {
-    then.id() == now.id()
-        && now.files.iter().all(|(name, file)| then.files.get(name) == Some(file))
-        && now.tensors.iter().all(|(key, record)| then.tensors.get(key) == Some(record))
-        && now.values.iter().all(|(key, value)| then.values.get(key) == Some(value))
-}
-
-/// Returns the location of a checkpoint, independent of the working directory.
-fn absolute(location: &Location) -> Location {
-    let absolute = location.as_path().and_then(|path| std::path::absolute(path).ok());
-    absolute.map_or_else(|| location.clone(), Location::from)
 }

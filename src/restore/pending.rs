@@ -1,10 +1,11 @@
 //! A completed restore: which objects got a value, and which values are deferred for objects that are tracked later. No
-//! file stays open: the checkpoint is opened again when a deferred value is used.
+//! file stays open: the checkpoint is opened again when a deferred value is used ([`Whence`]).
 
 use super::matching::{Matching, Request, below, match_objects};
-use super::opened::{About, Whence};
+use super::opened::About;
 use super::options::RestoreOptions;
 use super::origin::Origin;
+use super::whence::Whence;
 use crate::error::{Error, RestoreReport, Result};
 use crate::graph::{Node, Tracked, torn_keys, walk};
 use crate::location::Location;
@@ -127,8 +128,8 @@ impl Pending {
     /// Restores an object that was tracked after the restore.
     pub(crate) fn fill(&self, name: &str, node: &Node) -> Result<()> {
         let mut state = self.state();
-        let Some(whence) = &state.whence else { return Ok(()) };
-        let opened = whence.open_again(&self.options).map_err(|error| self.gone(error, name))?;
+        let Some(whence) = &mut state.whence else { return Ok(()) };
+        let opened = whence.open_again(name, &self.options).map_err(|error| self.gone(error, name))?;
         let opened = opened.ok_or_else(|| self.not_found(name, "another checkpoint is there now"))?;
         let report = opened.with_origin(&self.options, |origin| {
             let objects = [(name.to_string(), node.clone())];
@@ -216,12 +217,15 @@ impl Pending {
 impl State {
     /// Records a deferred restore.
     fn took(&mut self, name: &str, id: Option<u64>, later: RestoreReport) {
-        let key = name::key([name]);
-        let is_of_another = |other: &str| name::component(other) != key;
-        self.matched.retain(|matched| is_of_another(matched));
-        self.report.matched.retain(|matched| is_of_another(matched));
-        self.report.skipped.retain(|skipped| is_of_another(&skipped.key));
-        self.report.trainable.retain(|differs| is_of_another(&differs.key));
+        // Of an object that was not there before, nothing is known.
+        if self.filled.contains_key(name) {
+            let key = name::key([name]);
+            let is_of_another = |other: &str| name::component(other) != key;
+            self.matched.retain(|matched| is_of_another(matched));
+            self.report.matched.retain(|matched| is_of_another(matched));
+            self.report.skipped.retain(|skipped| is_of_another(&skipped.key));
+            self.report.trainable.retain(|differs| is_of_another(&differs.key));
+        }
         self.filled.extend(id.map(|id| (name.to_string(), id)));
         for key in later.matched {
             // A value uses a whole branch.

@@ -120,24 +120,36 @@ impl Source {
         directory.dir()?;
         let path = directory.path(name);
         let open = || directory.open(name).map_err(|e| checkpoint_failed(&path, e));
-        let (source, problems) = Source::open_again_and_again(&open, &path, holds)?;
+        let read = &mut |dir: &dyn OpenDir| read_content(dir, &path);
+        let (source, problems) = Source::open_again_and_again(&open, read, &path, holds)?;
+        problems.into_iter().next().map_or(Ok(source), Err)
+    }
+
+    /// Like [`open`](Source::open), with what `read` returns of the content: only the files in that are opened.
+    pub(crate) fn open_part(
+        storage: &dyn Storage,
+        path: &Location,
+        read: &mut dyn FnMut(&dyn OpenDir) -> Result<Content>,
+    ) -> Result<Source> {
+        let (source, problems) = Source::open_again_and_again(&|| storage.open(path), read, path, true)?;
         problems.into_iter().next().map_or(Ok(source), Err)
     }
 
     /// Like [`open`](Source::open), but leaves out files that cannot be opened or have another length, and returns them
     /// as problems.
     pub(crate) fn open_what_is_whole(storage: &dyn Storage, path: &Location) -> Result<(Source, Vec<Error>)> {
-        Source::open_again_and_again(&|| storage.open(path), path, true)
+        Source::open_again_and_again(&|| storage.open(path), &mut |dir| read_content(dir, path), path, true)
     }
 
     fn open_again_and_again(
         open: &dyn Fn() -> Result<Arc<dyn OpenDir>>,
+        read: &mut dyn FnMut(&dyn OpenDir) -> Result<Content>,
         path: &Location,
         holds: bool,
     ) -> Result<(Source, Vec<Error>)> {
         for _ in 0..ATTEMPTS {
             let dir = open()?;
-            let content = read_content(&*dir, path)?;
+            let content = read(&*dir)?;
             let (source, problems) = Source::open_files(dir, path, content, holds);
             if problems.is_empty() {
                 return Ok((source, problems));
@@ -147,7 +159,7 @@ impl Source {
             match open() {
                 Err(Error::NotFound { .. }) => return Err(removed(path)),
                 Ok(now) if id(&*now) != id(&*source.dir) => {}
-                Ok(now) => match read_content(&*now, path) {
+                Ok(now) => match read(&*now) {
                     Err(Error::NotFound { .. }) => return Err(removed(path)),
                     Err(error @ Error::Io { .. }) => return Err(error),
                     Ok(now) if now.manifest != source.manifest => {}
@@ -409,18 +421,18 @@ impl Source {
     }
 }
 
-/// The content of a checkpoint.
-struct Content {
+/// The content of a checkpoint, or a part of it.
+pub(crate) struct Content {
     /// Without the components that were removed.
-    manifest: Manifest,
+    pub manifest: Manifest,
     /// These, with their files.
-    thinned: BTreeMap<String, Vec<String>>,
+    pub thinned: BTreeMap<String, Vec<String>>,
     /// Why it is unknown which components were removed.
-    unread: Option<Error>,
+    pub unread: Option<Error>,
 }
 
 /// Reads the manifest in the checkpoint `dir`, and which components were removed since.
-fn read_content(dir: &dyn OpenDir, path: &Location) -> Result<Content> {
+pub(crate) fn read_content(dir: &dyn OpenDir, path: &Location) -> Result<Content> {
     let mut manifest = read_manifest(dir, path)?;
     let Thinned { components, unread } = thinned_in(dir, path, &manifest.id());
     let thinned = manifest.take_out(&components);

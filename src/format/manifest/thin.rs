@@ -1,4 +1,4 @@
-//! A manifest without some of its components, whose files were removed after the commit.
+//! Parts of a manifest: without some of its components, whose files were removed after the commit, or one component alone.
 
 use super::{Manifest, Piece};
 use crate::name;
@@ -53,10 +53,32 @@ impl Manifest {
         self.separable().into_iter().find(|(component, _)| components.contains(component))
     }
 
+    /// Returns what a restore of one component needs: its tensors and values, the files that these tensors are in, and
+    /// the identity of the checkpoint. Takes time in proportion to that.
+    pub(crate) fn part(&self, component: &str) -> Manifest {
+        let key = name::key([component]);
+        let mut part = Manifest::new(self.sequence, &self.run, self.saved_at);
+        part.tensors = at_or_below(&self.tensors, &key);
+        part.values = at_or_below(&self.values, &key);
+        let names = part.tensors.values().flat_map(|record| &record.pieces).map(|piece| &piece.file);
+        part.files = names.filter_map(|name| Some((name.clone(), self.files.get(name)?.clone()))).collect();
+        let lacked = self.without.binary_search_by(|other| other.as_str().cmp(component));
+        part.without.extend(lacked.ok().map(|at| self.without[at].clone()));
+        part
+    }
+
     /// Returns the pieces of all tensors with the components of their keys.
     fn pieces(&self) -> impl Iterator<Item = (&str, &Piece)> {
         self.tensors.iter().flat_map(|(key, record)| record.pieces.iter().map(|piece| (name::component(key), piece)))
     }
+}
+
+/// Returns the entries of the object `key` and of what is below it.
+fn at_or_below<V: Clone>(entries: &BTreeMap<String, V>, key: &str) -> BTreeMap<String, V> {
+    let prefix = name::prefix(key);
+    let below = entries.range(prefix.clone()..).take_while(|(other, _)| other.starts_with(&prefix));
+    let all = entries.get_key_value(key).into_iter().chain(below);
+    all.map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
 /// Returns the name of a component by the first part of a key.
@@ -97,6 +119,33 @@ mod tests {
         assert_eq!(separable(&tied), ["ema"]);
         let lent = [own[0], ("model/v", "model.safetensors", "v"), ("ema/w", "model.safetensors", "w")];
         assert!(separable(&lent).is_empty());
+    }
+
+    #[test]
+    fn a_part_has_what_its_component_needs_and_nothing_else() {
+        let mut all = manifest(&[
+            ("a/w", "a.safetensors", "w"),
+            ("a-b", "a-b.safetensors", ""),
+            ("a%2Fb/x", "a%2Fb.safetensors", "x"),
+            ("ema/w", "a.safetensors", "w"),
+        ]);
+        for key in ["a/step", "a-b/step", "b"] {
+            all.values.insert(key.to_string(), 7.into());
+        }
+        all.without = vec!["c".to_string(), "d".to_string()];
+        let content = |component: &str| {
+            let part = all.part(component);
+            assert_eq!(part.id(), all.id());
+            let keys: Vec<String> = part.tensors.into_keys().chain(part.values.into_keys()).collect();
+            (keys.join(" "), part.files.into_keys().collect::<Vec<_>>().join(" "), part.without.join(" "))
+        };
+        let expected = |keys: &str, files: &str, without: &str| (keys.into(), files.into(), without.into());
+        assert_eq!(content("a"), expected("a/w a/step", "a.safetensors", ""));
+        assert_eq!(content("a-b"), expected("a-b a-b/step", "a-b.safetensors", ""));
+        assert_eq!(content("a/b"), expected("a%2Fb/x", "a%2Fb.safetensors", ""));
+        assert_eq!(content("ema"), expected("ema/w", "a.safetensors", ""));
+        assert_eq!(content("b"), expected("b", "", ""));
+        assert_eq!(content("d"), expected("", "", "d"));
     }
 
     #[test]
