@@ -109,6 +109,41 @@ fn a_checkpoint_that_is_saved_again_for_it_keeps_what_was_noted_about_its_state(
     Ok(())
 }
 
+/// A process that ends in between leaves both of them pinned.
+#[test]
+fn a_pin_that_the_same_state_has_taken_over_is_taken_off_at_the_latest_at_the_next_start() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let directory = CheckpointDirectory::new(dir.path());
+    let step = Counter::new(1);
+    let open = || -> Result<CheckpointManager, Error> {
+        CheckpointManager::builder(Checkpoint::new().track("step", &step)?, dir.path()).max_to_keep(3).open()
+    };
+    let mut manager = open()?;
+    manager.save_at(1)?;
+    manager.pin("ckpt-1", "paper", "table 2")?;
+    manager.set_next_metadata("samples", &1)?;
+    manager.save_at(1)?;
+    manager.close()?;
+    let first = directory.list()?.superseded.remove(0);
+    let pins = |path: &Path| -> Result<Vec<String>, Error> { Ok(directory.get(path)?.pins.into_keys().collect()) };
+    assert!(pins(&first)?.is_empty() && pins("ckpt-1".as_ref())? == ["paper"]);
+    directory.pin(&first, "paper", "table 2")?;
+    directory.pin(&first, "reviewer", "")?;
+    let mut manager = open()?;
+    assert_eq!(pins(&first)?, ["reviewer"], "nothing else has that one");
+    // The same pin on another state is another one.
+    manager.restore_or_initialize()?;
+    step.set(2);
+    manager.save_at(1)?;
+    manager.pin("ckpt-1", "paper", "table 2")?;
+    manager.close()?;
+    open()?.close()?;
+    let mut superseded = directory.list()?.superseded;
+    superseded.retain(|path| *path != first);
+    assert_eq!(pins(&superseded[0])?, ["paper"]);
+    Ok(())
+}
+
 /// If a save fails, the next one records its metadata, in the background too.
 #[test]
 fn a_failed_save_does_not_use_it_up() -> Outcome {

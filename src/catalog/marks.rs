@@ -76,17 +76,28 @@ pub(crate) fn write_marks(directory: &Directory, name: &str, of: Follows, kinds:
     Ok(())
 }
 
-/// Returns the names and the contents of the files of these marks.
+/// Returns the names and the contents of the files of marks that a user gives.
 ///
 /// # Errors
 /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) if one of them cannot be represented.
 pub(crate) fn check_marks(of: &Follows, kinds: Vec<MarkKind>) -> Result<Vec<(String, Vec<u8>)>> {
+    kinds.iter().try_for_each(MarkKind::check)?;
+    // A checkpoint that takes the place of this one takes them over, with a longer sequence.
+    mark_files(&Follows { sequence: u64::MAX, ..of.clone() }, kinds.clone())?;
+    mark_files(of, kinds)
+}
+
+/// Returns the names and the contents of the files of these marks. Of several of one name, the last counts.
+///
+/// # Errors
+/// [`Error::InvalidArgument`](crate::Error::InvalidArgument) if one of them cannot be represented.
+pub(crate) fn mark_files(of: &Follows, kinds: Vec<MarkKind>) -> Result<Vec<(String, Vec<u8>)>> {
     let file = |kind: MarkKind| {
-        kind.check()?;
         let mark = Mark::new(of.clone(), kind);
         Ok((mark.file_name(), mark.to_bytes()?))
     };
-    kinds.into_iter().map(file).collect()
+    let files = kinds.into_iter().map(file).collect::<Result<BTreeMap<_, _>>>()?;
+    Ok(files.into_iter().collect())
 }
 
 /// Removes a mark from the checkpoint `name`, durably. Returns whether there was one.

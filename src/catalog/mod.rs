@@ -9,7 +9,7 @@ mod sequences;
 
 pub(crate) use chain::{Chain, Link};
 pub(crate) use looks::{Looks, is_settled};
-pub(crate) use marks::{Marks, check_marks, remove_mark, write_mark, write_marks};
+pub(crate) use marks::{Marks, check_marks, mark_files, remove_mark, write_mark, write_marks};
 pub(crate) use rule::{number_of, numbered};
 pub(crate) use sequences::Sequences;
 

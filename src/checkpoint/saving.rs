@@ -151,7 +151,7 @@ impl Checkpoint {
         let request = self.request(plan, unchanged, stamp, options, clock)?.since(since);
         directory.must_be_free(name)?;
         // The lock may be a manager's, which opened the directory itself.
-        let saved = request.run(None, directory, name, assets, &[], || held.check());
+        let saved = request.run(None, directory, name, assets, &[], |_| held.check().map(|()| Vec::new()));
         let saved = saved.inspect_err(|_| self.forget_plan())?;
         self.figures = Some(saved.figures);
         Ok((saved.path, saved.manifest, held))

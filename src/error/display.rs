@@ -82,11 +82,6 @@ impl Error {
             Error::Callback { path, .. } => {
                 write!(f, "{path} was saved and is durable, but a function given to `on_saved` failed")
             }
-            Error::Unmarked { path, .. } => write!(
-                f,
-                "{path} was saved and is durable, but what was noted about it while it was written could not be recorded; note \
-                 it again"
-            ),
             Error::Locked { path, holder } => write!(
                 f,
                 "{path} is in use by another writer ({holder}); a directory has one writer: close it, or use another directory"

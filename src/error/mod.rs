@@ -179,15 +179,6 @@ pub enum Error {
         /// The error that the function returned, or the message of its panic.
         source: BoxError,
     },
-    /// A checkpoint was saved and is durable, but what was noted about it while it was being written (a pin, a note, a
-    /// metric) could not be recorded. Note it again.
-    #[non_exhaustive]
-    Unmarked {
-        /// The checkpoint.
-        path: Location,
-        /// Why.
-        source: Box<Error>,
-    },
     /// Another manager writes into this directory.
     #[non_exhaustive]
     Locked {
@@ -418,7 +409,7 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Error::Io { source, .. } | Error::Thread { source, .. } => Some(source),
-            Error::PartlyRestored { source, .. } | Error::Unmarked { source, .. } => Some(source),
+            Error::PartlyRestored { source, .. } => Some(source),
             Error::Callback { source, .. } => Some(&**source),
             // The message already contains the reason.
             Error::Object { reason, .. } => reason.source(),

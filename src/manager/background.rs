@@ -317,11 +317,8 @@ fn write(capture: &Capture, entered: &Mutex<Option<Entered>>, request: SaveReque
     if let Some(failure) = capture.failure() {
         return Err(failure);
     }
-    commit.begin()?;
     let image = capture.image();
-    let saved =
-        request.run(Some(&image), &commit.directory, &commit.name, Vec::new(), &commit.supersedes, || Ok(()))?;
-    Ok(commit.done(saved))
+    commit.save(request, Some(&image)).map_err(Failure::from)
 }
 
 #[cfg(all(test, not(shuttle)))]

@@ -2,16 +2,15 @@
 //! that the training waits for is held meanwhile.
 
 use super::ledger::{Ledger, infos};
-use super::links;
 use super::on_saved::{OnSaved, SavedCheckpoint};
 use super::retention::CheckpointInfo;
-use super::thinning;
-use crate::catalog::{Found, Marks, look, number_of, remove_mark, sync_marks, write_mark};
+use super::{links, pins, thinning};
+use crate::catalog::{Found, Marks, look, mark_files, number_of, sync_marks, write_mark};
 use crate::error::{Error, Result, listed};
-use crate::format::{IndexEntry, MarkKind, is_thinned_file};
+use crate::format::{Follows, IndexEntry, MarkKind, is_thinned_file};
 use crate::repository::{Aside, Directory};
 use crate::rules::Rule;
-use crate::save::{Committed, Held};
+use crate::save::{Committed, Held, Image, SaveRequest};
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::any::Any;
 use std::cell::LazyCell;
@@ -31,13 +30,14 @@ pub(super) struct Commit {
     held: Arc<Held>,
     /// Marks of the checkpoint that it replaces, whose state is the same.
     noted: Vec<MarkKind>,
-    /// Marks for it that were given before it was durable.
+    /// Marks for it that were given while it was written.
     pub early: EarlyMarks,
     on_saved: OnSaved,
     began: Instant,
 }
 
-/// Marks for a checkpoint that is still being written; `None` when it is durable and takes them itself.
+/// Marks for a checkpoint that is still being written. Locked during its commit; `None` when it is durable and takes
+/// marks itself.
 pub(super) type EarlyMarks = Arc<Mutex<Option<Vec<MarkKind>>>>;
 
 impl Commit {
@@ -61,7 +61,7 @@ impl Commit {
         }
     }
 
-    /// Marks to write when it is durable.
+    /// Marks to write with it.
     pub(super) fn noted(mut self, noted: Vec<MarkKind>) -> Commit {
         self.noted = noted;
         self
@@ -78,37 +78,54 @@ impl Commit {
     }
 
     /// Checks, before anything is written, that the name is free or will be.
-    pub(super) fn begin(&self) -> Result<()> {
+    fn begin(&self) -> Result<()> {
         if self.supersedes.contains(&self.name) { Ok(()) } else { self.directory.must_be_free(&self.name) }
     }
 
-    /// Records a durable checkpoint, and prunes old ones. Failing to remove an old one, or to record it, is not an
-    /// error: the next save tries again.
+    /// Saves `request`, from `image` or from the live tensors, with the marks of the checkpoint that it replaces and those
+    /// that were given meanwhile. Records it, and prunes old ones. Failing to remove an old one, or to record it, is not
+    /// an error: the next save tries again.
     ///
     /// # Errors
-    /// [`Error::Unmarked`] if a mark for it is lost; [`Error::Callback`] if a function given to `on_saved` fails;
-    /// [`Error::Panicked`] if something panics. The checkpoint is durable all the same. Only the first error is returned.
-    pub(super) fn done(mut self, saved: Committed) -> Result<()> {
+    /// If nothing was saved. The inner error is of what follows a save: [`Error::Callback`] if a function given to
+    /// `on_saved` fails; [`Error::Panicked`] if something panics. Only the first one is returned.
+    pub(super) fn save(mut self, request: SaveRequest, image: Option<&Image>) -> Result<Result<()>> {
+        self.begin()?;
+        let early = self.early.clone();
+        // Until the checkpoint is known, whoever gives it a mark waits, and then writes the mark.
+        let mut locked = None;
+        let marks = |id: &Follows| {
+            let early = locked.insert(early.lock().unwrap_or_else(PoisonError::into_inner));
+            mark_files(id, self.noted.iter().chain(early.iter().flatten()).cloned().collect())
+        };
+        let saved = request.run(image, &self.directory, &self.name, Vec::new(), &self.supersedes, marks)?;
         self.is_done = true;
         let (path, figures) = (saved.path.clone(), saved.figures);
         let found = self.take_in(saved);
+        if let Some(mut early) = locked {
+            *early = None;
+        }
         let panicked = |panic: Box<dyn Any + Send>| Err(Error::panicked("remove what is old after a save", &*panic));
-        let marked = catch_unwind(AssertUnwindSafe(|| self.write_early_marks(&found))).unwrap_or_else(panicked);
-        let pruned = catch_unwind(AssertUnwindSafe(|| self.prune(&found))).or_else(panicked);
+        let pruned = catch_unwind(AssertUnwindSafe(|| {
+            self.take_pins_off();
+            self.prune(&found);
+        }));
+        let pruned = pruned.or_else(panicked);
         let called = self.on_saved.call(|| {
             // With the marks that were added meanwhile.
             let info = self.ledger().known.iter().find(|known| known.id() == found.id()).map(CheckpointInfo::from);
             SavedCheckpoint { path, info: info.unwrap_or_else(|| CheckpointInfo::from(&found)), figures }
         });
-        let mut errors = [marked, pruned, called].into_iter().filter_map(Result::err);
+        let mut errors = [pruned, called].into_iter().filter_map(Result::err);
         let first = errors.next();
         errors.for_each(|error| log::error!("{error:#}"));
-        first.map_or(Ok(()), Err)
+        Ok(first.map_or(Ok(()), Err))
     }
 
     /// Adds a durable checkpoint to the ledger.
     fn take_in(&self, saved: Committed) -> Found {
-        let found = Found::new(&self.name, &saved.manifest, Marks::default());
+        let marks = Marks::among(&saved.marks, &saved.manifest.id(), self.directory.rules());
+        let found = Found::new(&self.name, &saved.manifest, marks);
         if !found.non_finite.is_empty() {
             log::warn!(
                 "{} has values that are not finite in {}: no policy keeps it, and no restart takes it; constants such as \
@@ -205,45 +222,21 @@ impl Commit {
         }
     }
 
-    /// Writes the marks of the checkpoint that it replaces, and those that were given while it was written.
-    ///
-    /// # Errors
-    /// For the first one that cannot be written; the others are written anyway.
-    fn write_early_marks(&self, found: &Found) -> Result<()> {
-        // Locked until they are written: a later one of the same name must not be written before.
-        let mut early = self.early.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut first = Ok(());
-        for kind in self.noted.iter().cloned().chain(early.take().unwrap_or_default()) {
-            let Err(error) = write_mark(&self.directory, &self.name, found.id(), kind) else { continue };
-            if first.is_err() {
-                log::error!("what was noted about {} while it was written is lost: {error:#}", self.name);
-            } else {
-                first = Err(Error::Unmarked { path: self.directory.path(&self.name), source: Box::new(error) });
-            }
-        }
-        if first.is_ok() {
-            self.take_pins_off();
-        }
-        first
-    }
-
-    /// Removes the pins that the new checkpoint has taken over from the one that it replaces: one copy of a state is kept.
+    /// Removes the pins that the new checkpoint has taken over.
     fn take_pins_off(&self) {
-        let pins: Vec<&MarkKind> = self.noted.iter().filter(|kind| matches!(kind, MarkKind::Pin { .. })).collect();
-        if pins.is_empty() {
-            return;
-        }
-        let is_replaced = |(_, found): &&(String, Found)| found.entry.name == self.name;
-        let replaced =
-            self.ledger().superseded.iter().rfind(is_replaced).map(|(aside, found)| (aside.clone(), found.id()));
-        let Some((aside, id)) = replaced else { return };
-        for pin in pins {
-            if let Err(error) = remove_mark(&self.directory, &aside, id.clone(), pin.clone()) {
-                log::warn!("{aside} stays pinned, as does {}, which has replaced it: {error:#}", self.name);
+        let (superseded, known) = {
+            let ledger = self.ledger();
+            let pinned = ledger.superseded.iter().filter(|(_, found)| !found.pins.is_empty());
+            let pinned: Vec<_> = pinned.cloned().collect();
+            if pinned.is_empty() {
+                return;
             }
-        }
-        if let Ok(files) = self.directory.marks(&aside) {
-            self.ledger().note_marks(&aside, &files);
+            (pinned, ledger.known.clone())
+        };
+        for aside in pins::take_off(&self.directory, &superseded, &known) {
+            if let Ok(marks) = self.directory.marks(&aside) {
+                self.ledger().note_marks(&aside, &marks);
+            }
         }
     }
 

@@ -1,5 +1,6 @@
 //! A manager's knowledge of its directory.
 
+use super::pins;
 use super::retention::{CheckpointInfo, Explanation, Goal, Retention};
 use super::seen::Seen;
 use super::thinning;
@@ -248,6 +249,11 @@ impl Ledger {
         (self.superseded, self.unread) = (Vec::new(), Vec::new());
         for (name, found) in superseded {
             self.take_in_superseded(name, found);
+        }
+        for aside in pins::take_off(&self.directory, &self.superseded, &self.known) {
+            if let Ok(marks) = self.directory.marks(&aside) {
+                self.note_marks(&aside, &marks);
+            }
         }
         // What was restored still decides.
         if let Some(restored) = self.restored.clone() {

@@ -13,9 +13,8 @@ impl CheckpointManager {
     /// component of a path is used; a description stands for that checkpoint even if another one takes its name
     /// ([`CheckpointRef`]). They can be NaN or infinite. Policies use them from the next save on.
     ///
-    /// A checkpoint that is still being written in the background gets them when it is durable. If that fails, the next
-    /// call, or [`wait`](CheckpointManager::wait), returns [`Error::Unmarked`](crate::Error::Unmarked). If its save fails,
-    /// the metrics are lost with it, and a warning names them.
+    /// A checkpoint that is still being written in the background is committed with them; while it is being committed, the
+    /// call waits. If its save fails, the metrics are lost with it, and a warning names them.
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {

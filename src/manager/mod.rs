@@ -13,6 +13,7 @@ mod listing;
 mod marks;
 mod on_saved;
 mod outlook;
+mod pins;
 mod preemption;
 mod prune;
 mod recover;

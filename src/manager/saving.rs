@@ -539,14 +539,11 @@ impl CheckpointManager {
             self.in_flight = Some(started.inspect_err(|_| self.checkpoint.forget_plan())?);
             self.early = Some(early);
         } else {
-            let saved = commit.begin().and_then(|()| {
-                request.run(None, &self.directory, &commit.name, Vec::new(), &commit.supersedes, || Ok(()))
-            });
-            let saved = saved.inspect_err(|error| {
+            let saved = commit.save(request, None);
+            after = saved.inspect_err(|error| {
                 self.checkpoint.forget_plan();
                 self.ledger().doubt_memo(error);
             })?;
-            after = commit.done(saved);
         }
         self.next_metadata.clear();
         self.checkpoint.set_save_counter(counter);

@@ -87,8 +87,8 @@ impl Directory {
         self.dir().ok()?.stat_of(name.as_ref()).ok()?
     }
 
-    /// Returns `true` if this checkpoint has its manifest, and files of at least as many bytes as were written. Marks, which
-    /// came later, do not count. Cheap: no file is read.
+    /// Returns `true` if this checkpoint has its manifest, and files of at least as many bytes as were written. Marks do
+    /// not count. Cheap: no file is read.
     pub(crate) fn looks_whole(&self, entry: &IndexEntry) -> bool {
         let Ok(dir) = self.open(&entry.name) else { return false };
         let Ok(entries) = dir.list() else { return false };

@@ -334,7 +334,8 @@ pub trait Transaction: Send + Sync {
     /// Defaults to nothing.
     fn make_room(&self, _lengths: &[u64]) {}
 
-    /// Creates a file that will have about `bytes` bytes.
+    /// Creates a file that will have about `bytes` bytes: of the content, or a mark, which can later be
+    /// [replaced](Repository::put_mark) and [removed](Repository::remove_mark) as others.
     ///
     /// # Errors
     /// If it cannot be created.

@@ -63,6 +63,8 @@ pub(crate) struct SaveRequest {
 pub(crate) struct Committed {
     pub path: Location,
     pub manifest: Manifest,
+    /// The marks that were written with it, by file.
+    pub marks: Vec<(String, Vec<u8>)>,
     /// The state with which the next save is compared.
     pub memo: Memo,
     /// The cost of the save.
@@ -118,7 +120,8 @@ impl SaveRequest {
 
     /// Writes the checkpoint `name` of `directory` from `image`, or from the live tensors if there is none, with the
     /// assets `streams`, in place of those that it `supersedes`. It is durable when this returns; after an error the
-    /// directory is unchanged. `ready` is called when everything is written; an error of it aborts the save.
+    /// directory is unchanged. `ready` is called when everything else is written, and returns the marks to write with
+    /// it, by file; an error of it aborts the save.
     pub(crate) fn run(
         mut self,
         image: Option<&Image>,
@@ -126,7 +129,7 @@ impl SaveRequest {
         name: &str,
         streams: Vec<AssetStream<'_>>,
         supersedes: &[String],
-        ready: impl FnOnce() -> Result<()>,
+        ready: impl FnOnce(&Follows) -> Result<Vec<(String, Vec<u8>)>>,
     ) -> Result<Committed> {
         let assets = self.assets.iter().map(|asset| asset.entry.bytes);
         let bytes = assets.chain(streams.iter().map(|stream| stream.bytes));
@@ -164,13 +167,18 @@ impl SaveRequest {
         let entries = assets.iter().map(|asset| (asset.captured.name.clone(), asset.captured.entry.clone()));
         manifest.assets.extend(entries);
         manifest.figures = self.stamp.records_figures.then(|| self.clock.figures(bytes));
-        ready()?;
+        let marks = ready(&manifest.id())?;
+        for (file, bytes) in &marks {
+            let staged = staging.create(file, bytes.len() as u64)?;
+            staged.write_all_at(0, bytes)?;
+            staged.finish(bytes.len() as u64)?;
+        }
         let superseded = staging.commit(&manifest.to_bytes()?, self.options.threads, supersedes)?;
         let path = directory.path(name);
         let SaveRequest { plan, unchanged, clock, .. } = self;
         let figures = clock.figures(bytes);
         let memo = unchanged.into_memo(&plan, name, &manifest, &written.linked, &written.finished, assets);
-        Ok(Committed { path, manifest, memo, figures, superseded })
+        Ok(Committed { path, manifest, marks, memo, figures, superseded })
     }
 
     /// Hard-links the assets that have not changed. Returns which were linked.

@@ -57,7 +57,7 @@ pub(super) fn inspect(files: &Files, setup: &Setup) -> Outcome {
     look(&disk, setup, &mut outcome);
     let shared: Arc<dyn Disk> = Arc::new(disk.clone());
     let beside = || if setup.marks_anything() { marked::look(&shared) } else { Beside::default() };
-    let before = beside();
+    let mut before = beside();
     let first = recover(&disk, setup, &mut outcome, None);
     outcome.restored = first;
     if setup.supersedes() {
@@ -65,6 +65,9 @@ pub(super) fn inspect(files: &Files, setup: &Setup) -> Outcome {
         let mut recovered = Outcome::default();
         look(&disk, setup, &mut recovered);
         outcome.good = recovered.good;
+        if setup.noted {
+            before = beside();
+        }
     }
     let next = first.unwrap_or(0) + 1;
     let second = recover(&disk, setup, &mut outcome, Some(next));
@@ -272,5 +275,7 @@ pub(super) fn judge(outcome: &Outcome, told: &Told, setup: &Setup, asked: Asked)
     }
     let beside = outcome.beside.iter().filter(|_| setup.marks_anything());
     beside.for_each(|beside| broken.extend(beside.lost(noted, least, setup)));
+    // Later there is also what was saved after the recovery.
+    broken.extend(outcome.beside[0].without_note(noted));
     broken
 }

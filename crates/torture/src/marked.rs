@@ -8,9 +8,11 @@
 //! * M4: a link leads to a checkpoint that is good, or is not there; a manager that opens makes it lead to the right
 //!   one.
 //! * M5: what was saved after an error is marked, and is not restored.
+//! * M6: a note that was accepted while its checkpoint was written is there if that is.
+//! * M7: a pin that the checkpoint of the same state has taken over keeps no superseded one after a manager has opened.
 
 use super::check::ROOT;
-use super::run::{METRIC, Run, Setup, THINNED};
+use super::run::{METRIC, Run, Setup, THINNED, begin, save};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
@@ -24,6 +26,8 @@ pub(super) enum Noted {
     /// The removal of the pin began.
     Unpinning(u64),
     LateMetric(u64),
+    /// A note for a checkpoint that may still be written.
+    Early(u64),
 }
 
 /// A checkpoint, without its state.
@@ -32,6 +36,8 @@ pub(super) struct Marked {
     name: String,
     pinned: bool,
     late: Option<f64>,
+    /// It has the note of [`Noted::Early`].
+    early: bool,
     metric: Option<f64>,
     /// It has all components.
     whole: bool,
@@ -45,6 +51,8 @@ pub(super) struct Beside {
     pub all: BTreeMap<u64, Marked>,
     pub links: BTreeMap<&'static str, String>,
     pub unclean: BTreeSet<String>,
+    /// The superseded ones that are pinned.
+    pub pinned_aside: Vec<String>,
 }
 
 const LINKS: [&str; 2] = ["latest", "best"];
@@ -68,6 +76,25 @@ pub(super) fn mark(
     beside.add_metrics(name(step), [("late", step as f64)])?;
     note(Noted::LateMetric(step));
     Ok(())
+}
+
+/// Saves, and gives the checkpoint a note at once.
+pub(super) fn save_noted(
+    manager: &mut CheckpointManager,
+    setup: &Setup,
+    step: u64,
+    note: impl Fn(Noted),
+) -> Result<(), Error> {
+    let path = begin(manager, setup, step)?;
+    manager.annotate(path, "early", "while it is written")?;
+    note(Noted::Early(step));
+    manager.wait()
+}
+
+/// Saves again, for the metadata.
+pub(super) fn save_again(manager: &mut CheckpointManager, setup: &Setup, step: u64) -> Result<(), Error> {
+    manager.set_next_metadata("again", &step)?;
+    save(manager, setup, step)
 }
 
 /// The training fails between two calls of the manager.
@@ -103,11 +130,17 @@ pub(super) fn look(disk: &Arc<dyn Disk>) -> Beside {
             name: name.clone(),
             pinned: info.pins.contains_key("p"),
             late: metric("late"),
+            early: info.notes.contains_key("early"),
             metric: metric(METRIC),
             whole,
             leftover: !whole && has_file,
         };
         beside.all.insert(info.step.unwrap_or(u64::MAX), marked);
+    }
+    for (_, name) in scan.aside {
+        if checkpoints.get(&*name).is_ok_and(|info| !info.pins.is_empty()) {
+            beside.pinned_aside.push(name);
+        }
     }
     let root = disk.open_dir(Path::new(ROOT));
     for link in LINKS {
@@ -140,12 +173,27 @@ impl Beside {
                 }
             }
         }
+        if opened && setup.noted {
+            let pinned = self.pinned_aside.iter();
+            broken.extend(pinned.map(|name| format!("M7: {name} is pinned, as is what took its place")));
+        }
         for (step, marked) in self.all.iter().filter(|_| opened) {
             if marked.leftover {
                 broken.push(format!("M3: a file of {THINNED} is left in the checkpoint of step {step}"));
             }
         }
         broken
+    }
+
+    /// Returns the checkpoints that lack a note that was accepted while they were written.
+    pub(super) fn without_note(&self, noted: &[Noted]) -> Vec<String> {
+        let lacks = |note: &Noted| match note {
+            Noted::Early(step) if self.all.get(step).is_some_and(|marked| !marked.early) => {
+                Some(format!("M6: step {step} is there without its note"))
+            }
+            _ => None,
+        };
+        noted.iter().filter_map(lacks).collect()
     }
 
     /// Returns what was acknowledged and is lost. At least `least` checkpoints must be there.
@@ -156,6 +204,7 @@ impl Beside {
             match note {
                 Noted::Pinned(step) => drop(pinned.insert(step)),
                 Noted::Unpinning(step) => drop(pinned.remove(step)),
+                Noted::Early(_) => {}
                 Noted::LateMetric(step) => {
                     let late = self.all.get(step).map(|marked| marked.late);
                     if late.is_some_and(|late| late != Some(*step as f64)) {

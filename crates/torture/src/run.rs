@@ -8,6 +8,7 @@ use tch_checkpoint::Checkpoint;
 use tch_checkpoint::Counter;
 use tch_checkpoint::Durability;
 use tch_checkpoint::Goal;
+use tch_checkpoint::Location;
 use tch_checkpoint::Result;
 use tch_checkpoint::internal::Disk;
 use tch_checkpoint::{Background, CheckpointManager, SaveOptions};
@@ -40,6 +41,8 @@ pub(super) struct Setup {
     pub unclean: bool,
     /// Each step is saved twice, the second time with another state.
     pub again: bool,
+    /// Each checkpoint gets a note while it is written, and is then saved again for its metadata, with the same state.
+    pub noted: bool,
     /// Before every third save, the oldest checkpoint is restored: the later ones are superseded.
     pub back: bool,
 }
@@ -47,7 +50,7 @@ pub(super) struct Setup {
 impl Setup {
     /// Returns `true` if the program does more than saving.
     pub(super) fn marks_anything(&self) -> bool {
-        self.marks || self.links || self.thin.is_some() || self.unclean
+        self.marks || self.links || self.thin.is_some() || self.unclean || self.noted
     }
 
     /// Returns the step of a state. The states of a run are numbered.
@@ -57,7 +60,7 @@ impl Setup {
 
     /// Returns `true` if checkpoints are superseded.
     pub(super) fn supersedes(&self) -> bool {
-        self.unclean || self.again || self.back
+        self.unclean || self.again || self.back || self.noted
     }
 }
 
@@ -84,6 +87,7 @@ impl Default for Setup {
             thin: None,
             unclean: false,
             again: false,
+            noted: false,
             back: false,
         }
     }
@@ -171,8 +175,13 @@ impl Run {
 
 /// Saves, and waits until the checkpoint is durable.
 pub(super) fn save(manager: &mut CheckpointManager, setup: &Setup, state: u64) -> Result<()> {
-    manager.save_with_metrics(setup.step_of(state), [(METRIC, (state % 3) as f64)])?;
+    begin(manager, setup, state)?;
     manager.wait()
+}
+
+/// Saves, in the background if that is set.
+pub(super) fn begin(manager: &mut CheckpointManager, setup: &Setup, state: u64) -> Result<Location> {
+    manager.save_with_metrics(setup.step_of(state), [(METRIC, (state % 3) as f64)])
 }
 
 /// Restores, with one thread.

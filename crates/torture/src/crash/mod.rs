@@ -59,6 +59,8 @@ pub enum Programs {
     Marks,
     /// It saves a step again with another state, or goes back: checkpoints are superseded.
     Again,
+    /// It pins, gives notes while it saves, and saves each step again with the same state, for its metadata.
+    Noted,
     /// All in turn.
     All,
 }
@@ -95,16 +97,21 @@ pub fn crash(run: &CrashRun, mut progress: impl FnMut(&CrashReport)) -> CrashRep
         if report.images >= run.images || begun.elapsed() >= run.limit {
             break;
         }
-        let programs = match (run.programs, round % 3) {
+        let programs = match (run.programs, round % 4) {
             (Programs::All, 0) => Programs::Saves,
             (Programs::All, 1) => Programs::Marks,
-            (Programs::All, _) => Programs::Again,
+            (Programs::All, 2) => Programs::Again,
+            (Programs::All, _) => Programs::Noted,
             (programs, _) => programs,
         };
         let setup = setup(round, &mut random);
         let setup = match programs {
             Programs::Marks => marked(round, setup, &mut random),
             Programs::Again => again(round, setup, &mut random),
+            Programs::Noted => {
+                let background = round % 2 == 1;
+                Setup { marks: true, noted: true, saves: setup.saves.min(3), bytes: 8, background, ..setup }
+            }
             _ => setup,
         };
         for model in [Model::Weak, Model::Journal] {
@@ -228,7 +235,11 @@ pub(crate) fn program(disk: &SimDisk, shared: Arc<dyn Disk>, setup: &Setup, save
             error = error.or(manager.restore_with(oldest, &RestoreOptions::new().threads(1)).err());
         }
         run.set(step);
-        match save(&mut manager, setup, step) {
+        let saved = match setup.noted {
+            true => marked::save_noted(&mut manager, setup, step, |noted| disk.noted(noted)),
+            false => save(&mut manager, setup, step),
+        };
+        match saved {
             Ok(()) => disk.saved(step),
             Err(e) => {
                 error = error.or(Some(e));
@@ -238,6 +249,9 @@ pub(crate) fn program(disk: &SimDisk, shared: Arc<dyn Disk>, setup: &Setup, save
         if setup.marks {
             let marked = marked::mark(&mut manager, &shared, step, |noted| disk.noted(noted));
             error = error.or(marked.err());
+        }
+        if setup.noted {
+            error = error.or(marked::save_again(&mut manager, setup, step).err());
         }
     }
     if setup.unclean {
@@ -289,6 +303,16 @@ mod tests {
     #[test]
     fn nothing_is_lost_by_a_crash_after_a_crash_while_checkpoints_are_superseded() {
         run(Phase::Second, Programs::Again, 4_000);
+    }
+
+    #[test]
+    fn what_was_noted_stays_with_its_state_when_a_crash_meets_a_save_for_metadata() {
+        run(Phase::First, Programs::Noted, 6_000);
+    }
+
+    #[test]
+    fn what_was_noted_stays_with_its_state_when_a_crash_follows_a_crash() {
+        run(Phase::Second, Programs::Noted, 4_000);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use super::Model;
 use super::crashes::{Crashes, Told};
 use super::device::Device;
 use crate::check::{inspect, judge};
+use crate::marked::Noted;
 use crate::sim::{Files, Id, Node, Op, Rename, TOP, partly_written};
 
 /// The maximum number of pending changes of names of which all subsets are tried.
@@ -18,6 +19,10 @@ impl Crashes<'_> {
     pub(super) fn crashes(&mut self, start: &Files, ops: &[Op], from: usize, mut told: Told) {
         let mut device = Device { files: start.clone(), renames: Vec::new(), data: Vec::new() };
         for (i, op) in ops.iter().enumerate() {
+            if i == from {
+                // A run after a crash saves anew what is not there.
+                told.noted.retain(|noted| !matches!(noted, Noted::Early(_)));
+            }
             device.take(op, self.model);
             match op {
                 Op::Saved(step) => told.acknowledged.push(*step),

@@ -15,10 +15,11 @@ use tch_checkpoint_torture::{
 };
 
 const HELP: &str = "\
-usage: torture crash [--seed N] [--images M] [--phase first|second] [--programs saves|marks|again] [--minutes T]
+usage: torture crash [--seed N] [--images M] [--phase first|second] [--programs saves|marks|again|noted] [--minutes T]
     Every state of a simulated disk after a crash at every operation; `second`: a crash again during recovery;
     `marks`: of a program that also pins, links, gets late metrics, and removes components.
     `again`: of one that saves steps again with another state, or goes back, so that checkpoints are superseded.
+    `noted`: of one that gives notes while it saves, and saves pinned checkpoints again for their metadata.
 torture faults [--every N]
     Every operation fails in every way, once and for ever; pairs of faults during recovery; failing and lying syncs
     with a crash after them. N: only every N-th.
@@ -60,6 +61,7 @@ fn main() {
                 Some("saves") => Programs::Saves,
                 Some("marks") => Programs::Marks,
                 Some("again") => Programs::Again,
+                Some("noted") => Programs::Noted,
                 _ => Programs::All,
             };
             let seed = number("--seed", 1);
