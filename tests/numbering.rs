@@ -1223,16 +1223,24 @@ fn sound_checkpoints_of_another_name_are_no_fresh_start() -> Outcome {
     assert!(builder().open()?.restore_or_initialize()?.restored.is_some());
 
     // Those that cannot be used, too; but not what has only such a name.
-    for version in [6, 999] {
+    for is_damaged in [true, false] {
         let dir = tempfile::tempdir()?;
         run.save(&mut run.open(dir.path()), &[1])?;
-        rewrite(&dir.path().join("ckpt-1"), "\"version\":6", &format!("\"version\":{version}"))?;
+        if is_damaged {
+            fs::write(dir.path().join("ckpt-1/manifest.json"), "{}")?;
+        } else {
+            rewrite(&dir.path().join("ckpt-1"), "\"version\":6", "\"version\":999")?;
+        }
         fs::create_dir(dir.path().join("data-2024"))?;
         std::os::unix::fs::symlink("/nowhere", dir.path().join("more-2025"))?;
         let builder = || run.builder(dir.path()).checkpoint_name("model");
         let error = builder().open()?.restore_or_initialize().unwrap_err().to_string();
-        assert!(error.contains("checkpoint_name(\"ckpt\")"), "{version}: {error}");
-        fs::remove_dir_all(dir.path().join("ckpt-1"))?;
+        assert!(error.contains("of another name") && error.contains("which cannot be used"), "{error}");
+        // The same of another program.
+        fs::rename(dir.path().join("ckpt-1"), dir.path().join("build-1"))?;
+        if !is_damaged {
+            fs::remove_dir_all(dir.path().join("build-1"))?;
+        }
         fs::remove_file(dir.path().join("checkpoint.json"))?;
         assert!(builder().open()?.restore_or_initialize()?.restored.is_none());
     }

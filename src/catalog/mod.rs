@@ -323,6 +323,11 @@ impl Catalog {
         self.strange = strange;
     }
 
+    /// Returns `true` if the index lists a checkpoint of this name.
+    pub(crate) fn is_indexed(&self, name: &str) -> bool {
+        self.indexed.contains_key(name)
+    }
+
     /// Returns `true` if nothing but its name tells that the unreachable `name` is a checkpoint, while there are others,
     /// none of them of the same manager: it is an alias, or of another program or user.
     pub(crate) fn is_strange(&self, name: &str) -> bool {

@@ -94,21 +94,21 @@ impl CheckpointRef {
     }
 }
 
-/// Returns the name of the checkpoint at `path`, which is a name in the directory at `root`, or a path into it. A path
-/// whose directory is gone, because it was renamed, counts as its last component.
+/// Returns the name of the checkpoint at `path`, which is a name in the directory at `root`, or a path into it.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] if the path does not end in a name, or leads to another directory.
+/// [`Error::InvalidArgument`] if the path does not end in a name, or does not lead into that directory.
 pub(super) fn name_in<'a>(path: &'a Location, root: &Location) -> Result<&'a str> {
     let name = path.file_name().and_then(|name| name.to_str()).filter(|name| !name.starts_with('.'));
     let name =
         name.ok_or_else(|| Error::InvalidArgument(format!("{path} does not end in the name of a checkpoint")))?;
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty() && parent != root);
-    let leads_to = parent.and_then(|parent| parent.canonicalize().ok());
-    match (leads_to, root.canonicalize()) {
-        (Some(parent), Ok(here)) if parent != here => Err(Error::InvalidArgument(format!(
-            "{path} is not in the directory {root}: give a checkpoint of that directory, or open the other one"
-        ))),
-        _ => Ok(name),
+    let is_root = |parent: &Location| {
+        parent == root || parent.canonicalize().is_ok_and(|parent| root.canonicalize().is_ok_and(|root| parent == root))
+    };
+    if path.parent().is_none_or(|parent| parent.as_os_str().is_empty() || is_root(&parent)) {
+        return Ok(name);
     }
+    Err(Error::InvalidArgument(format!(
+        "{path} is not in the directory {root}: give a checkpoint of that directory, or open the other one"
+    )))
 }

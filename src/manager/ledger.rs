@@ -75,8 +75,8 @@ pub(super) struct Ledger {
     pub last_took: Option<Duration>,
     /// Its cost.
     pub figures: Option<SaveFigures>,
-    /// Checkpoints of other managers' names.
-    pub strangers: Vec<String>,
+    /// Checkpoints of other managers' names, with the reason if one cannot be used.
+    strangers: Vec<(String, Option<String>)>,
     /// The parts of the last checkpoint.
     pub memo: Memo,
     pub seen: Seen,
@@ -152,8 +152,9 @@ impl Ledger {
     /// intervals.
     pub(super) fn counted_from(&self, superseded: &[String]) -> Option<DateTime<Utc>> {
         let stay = self.known.iter().filter(|found| !superseded.contains(&found.entry.name));
-        // An earlier process may have begun the first interval.
-        let began = self.known.iter().filter_map(|found| found.counted_from).min();
+        // An earlier process of the run may have begun the first interval.
+        let goes_on = self.restored.as_ref().is_some_and(|id| self.has(id));
+        let began = self.known.iter().filter(|_| goes_on).filter_map(|found| found.counted_from).min();
         let opened = began.map_or(self.opened, |began| began.min(self.opened));
         self.retention.counted_from(&infos(stay), opened, self.directory.now())
     }
@@ -195,12 +196,14 @@ impl Ledger {
         self.older = older.iter().map(|(name, _)| name.clone()).collect();
         left_alone.extend(older);
         let (found, strangers): (Vec<Found>, Vec<Found>) =
-            catalog.found.into_iter().partition(|found| mine(&found.entry.name));
-        // Also those that cannot be used, but not what has only the name of one.
-        let unusable = catalog.damaged.iter().chain(&others).map(|(name, _)| name);
-        let unusable = unusable.filter(|name| !mine(name) && !catalog.named.contains(*name)).cloned();
-        self.strangers = strangers.into_iter().map(|found| found.entry.name).chain(unusable).collect();
-        self.strangers.retain(|name| crate::catalog::numbered(name).is_some());
+            std::mem::take(&mut catalog.found).into_iter().partition(|found| mine(&found.entry.name));
+        // Also those that cannot be used, but not what may be another program's.
+        let damaged = catalog.damaged.iter().filter(|(name, _)| !mine(name) && catalog.is_indexed(name));
+        let unreachable_others = others.iter().filter(|(name, _)| !catalog.named.contains(name));
+        let unusable =
+            damaged.chain(unreachable_others).map(|(name, error)| (name.clone(), Some(format!("{error:#}"))));
+        self.strangers = strangers.into_iter().map(|found| (found.entry.name, None)).chain(unusable).collect();
+        self.strangers.retain(|(name, _)| crate::catalog::numbered(name).is_some());
         let of_mine = |aside: &str| crate::repository::before_aside(aside).is_some_and(|(_, name)| mine(name));
         let superseded: Vec<_> = catalog.superseded.into_iter().filter(|(name, _)| of_mine(name)).collect();
         let mut damaged: Vec<_> = catalog.damaged.into_iter().filter(|(name, _)| mine(name)).collect();
@@ -612,12 +615,17 @@ impl Ledger {
     /// Why a directory without a usable checkpoint is not the same as an empty one.
     pub(super) fn why_not_afresh(&self) -> Option<String> {
         self.why_not_beside().or_else(|| {
-            let stranger = self.strangers.first()?;
+            let (stranger, unusable) = self.strangers.first()?;
             let (path, name) = (self.path(stranger), crate::catalog::numbered(stranger)?.0);
             let path = path.display();
-            Some(format!(
-                "there are only those of another name, such as {path}; `checkpoint_name({name:?})` continues from them, {AFRESH}"
-            ))
+            Some(match unusable {
+                Some(reason) => {
+                    format!("there are only those of another name, such as {path}, which cannot be used: {reason}; {AFRESH}")
+                }
+                None => format!(
+                    "there are only those of another name, such as {path}; `checkpoint_name({name:?})` continues from them, {AFRESH}"
+                ),
+            })
         })
     }
 

@@ -9,9 +9,9 @@ use crate::format::{Follows, MarkKind};
 use crate::sync::PoisonError;
 
 impl CheckpointManager {
-    /// Adds metrics to a checkpoint of this manager, durably, or replaces those of the same name. Only the last
-    /// component of a path is used; a description stands for that checkpoint even if another one takes its name
-    /// ([`CheckpointRef`]). They can be NaN or infinite. Policies use them from the next save on.
+    /// Adds metrics to a checkpoint of this manager, durably, or replaces those of the same name. It is
+    /// given by its name, by a path into the manager's directory, or by a description, which stands for that checkpoint
+    /// even if another one takes its name ([`CheckpointRef`]). They can be NaN or infinite. Policies use them from the next save on.
     ///
     /// A checkpoint that is still being written in the background is committed with them; while it is being committed, the
     /// call waits. If its save fails, the metrics are lost with it, and a warning names them.
@@ -31,7 +31,9 @@ impl CheckpointManager {
     ///
     /// # Errors
     /// [`Error::NotFound`](crate::Error::NotFound) if there is no such checkpoint;
-    /// [`Error::Removed`](crate::Error::Removed) if it was removed meanwhile; [`Error::Io`](crate::Error::Io).
+    /// [`Error::Removed`](crate::Error::Removed) if it was removed meanwhile;
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for a path into another directory, and for a mark that
+    /// cannot be represented, such as a text of more than 64 KiB; [`Error::Io`](crate::Error::Io).
     pub fn add_metrics<N: Into<String>>(
         &mut self,
         path: impl Into<CheckpointRef>,

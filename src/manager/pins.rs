@@ -1,6 +1,6 @@
 //! Pins that a checkpoint took over from the one that it replaced, with the same state: one copy of a state is kept.
 
-use crate::catalog::{Found, remove_mark};
+use crate::catalog::{Found, Marks, remove_mark};
 use crate::dtype::TensorSpec;
 use crate::error::Result;
 use crate::format::{Digest, Manifest, MarkKind};
@@ -12,14 +12,26 @@ pub(super) fn take_off(directory: &Directory, superseded: &[(String, Found)], kn
     let mut changed = Vec::new();
     for (aside, old) in superseded {
         let Some((_, name)) = before_aside(aside) else { continue };
-        let has_taken_over = |new: &&Found| new.entry.name == name && new.follows == old.follows;
+        let has_taken_over = |new: &&Found| {
+            new.entry.name == name
+                && new.follows == old.follows
+                && new.layout == old.layout
+                && is_pinned_alike(old, new)
+        };
         let Some(new) = known.iter().find(has_taken_over) else { continue };
-        let pins = old.pins.iter().filter(|(pin, _)| new.pins.contains_key(*pin));
-        let pins: Vec<MarkKind> =
-            pins.map(|(pin, note)| MarkKind::Pin { name: pin.clone(), note: note.clone() }).collect();
-        if pins.is_empty() || !has_same_state(directory, aside, new) {
+        if !has_same_state(directory, aside, new) {
             continue;
         }
+        // What is known of the pins may be old.
+        let Ok(files) = directory.marks(name) else { continue };
+        let now = Marks::among(&files, &new.id(), directory.rules()).pins;
+        let pins = old.pins.iter().filter(|(pin, note)| now.get(*pin) == Some(note));
+        let pins: Vec<MarkKind> =
+            pins.map(|(pin, note)| MarkKind::Pin { name: pin.clone(), note: note.clone() }).collect();
+        if pins.is_empty() {
+            continue;
+        }
+        log::info!("{name} has the state and the pins of {aside}, which is no longer pinned");
         // A power cut must not leave the pin on neither.
         let taken = directory
             .sync_marks(name, &new.id())
@@ -30,6 +42,11 @@ pub(super) fn take_off(directory: &Directory, superseded: &[(String, Found)], kn
         changed.push(aside.clone());
     }
     changed
+}
+
+/// Whether `new` has a pin of `old`, with the same note.
+fn is_pinned_alike(old: &Found, new: &Found) -> bool {
+    old.pins.iter().any(|(pin, note)| new.pins.get(pin) == Some(note))
 }
 
 /// Whether the complete checkpoint `new` has the state of `aside`.

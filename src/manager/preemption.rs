@@ -251,12 +251,13 @@ impl CheckpointManager {
         metrics: Option<impl FnOnce() -> BTreeMap<String, f64>>,
     ) -> Result<Location> {
         self.has_to_stop = true;
+        // As a run that goes on does, before the result of the save in flight is known.
+        let metrics = self.metrics_for_end(number, metrics);
         let (clock, settled) = self.settle_before(SaveClock::start());
         if let Err(error) = settled {
             // The present state does not need that save.
             log::error!("the save before the last one returned an error: {error:#}");
         }
-        let metrics = self.metrics_for_end(number, metrics);
         // The call waits in any case, and a save that it makes itself reports every error.
         let background = self.background.take();
         let saved = self.save_in_time(clock, number, metrics);

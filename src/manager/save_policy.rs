@@ -49,7 +49,8 @@ pub struct SaveContext {
     pub step: u64,
     /// The step of the previous call, if there was one since the manager was opened.
     pub previous: Option<u64>,
-    /// The lowest step of a call since the manager was opened, this one included.
+    /// The lowest step of a call since the manager was opened, this one included; for exports, also of a restored
+    /// checkpoint.
     pub first: u64,
     /// The step that was saved last; after a restore, the step of the restored checkpoint. Checkpoints without a step
     /// ([`save`](crate::CheckpointManager::save)) do not count: after a restore of one, it is the step of the last

@@ -18,6 +18,7 @@ use crate::rules::Rule;
 use crate::save::{self, AllSeen, Plan, SaveClock, Stamp, Unchanged};
 use crate::sync::{Arc, PoisonError};
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
 impl CheckpointManager {
@@ -182,13 +183,7 @@ impl CheckpointManager {
                 return Err(error);
             }
         }
-        // While a save is in flight, its result decides what comes before the next one; `try_step` looks then.
-        if self.in_flight.is_none() {
-            self.look_at_restores();
-        }
-        let is_due = self.is_due(number);
-        let skips = self.background.as_ref().is_some_and(|background| background.when_busy == WhenBusy::Skip);
-        if !is_due || self.waits_for_the_step() || skips && self.in_flight.is_some() {
+        if !self.is_taken(number) {
             if let Some(metrics) = metrics
                 && let Some(path) = self.head_of(number)
                 && self.directory.rules().hold(Rule::LateMetrics)
@@ -201,6 +196,17 @@ impl CheckpointManager {
         let path = self.save_step(SaveClock::start(), number, metrics)?;
         self.owed = None;
         Ok(Some(path))
+    }
+
+    /// Decides whether this call saves. Asks the policies.
+    fn is_taken(&mut self, number: u64) -> bool {
+        // While a save is in flight, its result decides what comes before the next one; `try_step` looks then.
+        if self.in_flight.is_none() {
+            self.look_at_restores();
+        }
+        let is_due = self.is_due(number);
+        let skips = self.background.as_ref().is_some_and(|background| background.when_busy == WhenBusy::Skip);
+        is_due && !self.waits_for_the_step() && !(skips && self.in_flight.is_some())
     }
 
     /// Asks the policies whether a save is due at this call.
@@ -237,10 +243,17 @@ impl CheckpointManager {
         number: u64,
         metrics: Option<impl FnOnce() -> BTreeMap<String, f64>>,
     ) -> BTreeMap<String, f64> {
-        self.look_at_restores();
-        let is_due = self.is_due(number) && !self.waits_for_the_step();
-        let metrics = metrics.filter(|_| is_due || self.head_of(number).is_some());
-        metrics.map(|metrics| metrics()).unwrap_or_default()
+        let Some(metrics) = metrics else { return BTreeMap::new() };
+        // Whatever a policy does, the last save is made.
+        let is_taken = catch_unwind(AssertUnwindSafe(|| self.is_taken(number)));
+        let is_taken = is_taken.inspect_err(|panic| {
+            log::error!(
+                "{:#}; the last save has no metrics",
+                Error::panicked("decide whether a save is due", &**panic)
+            );
+        });
+        let is_computed = is_taken.is_ok_and(|is_taken| is_taken || self.head_of(number).is_some());
+        if is_computed { metrics() } else { BTreeMap::new() }
     }
 
     /// Returns the checkpoint that was saved or restored last, if it is that of `step` and is still there, or is being

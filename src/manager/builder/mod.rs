@@ -176,10 +176,11 @@ impl CheckpointManagerBuilder {
     /// [`CheckpointManager::save_if_due`] exports after the save, and returns when the export is durable and verified,
     /// as with [`Checkpoint::export_weights`]. It also returns the errors; with
     /// [`OnSaveError::Continue`](crate::OnSaveError::Continue), they are logged. An export that fails is due again at the next
-    /// call, also after a restart from the checkpoint of its step, but not from a later one. The time of
+    /// call, also after a restart from the checkpoint of its step. After a restart from a later one, a policy that names
+    /// the step ([`AtSteps`](crate::save_policy::AtSteps)) does not request it again. The time of
     /// [`EveryDuration`](crate::save_policy::EveryDuration) counts since this process's last export, or since this call.
     ///
-    /// One is made even if the save fails, except of a state that is refused, after a failed last save, and where the
+    /// One is made even if the save fails, except of a state that this call's save refuses, after a failed last save, and where the
     /// manager may not write. All exports are kept unless [`WeightsExport::keep`] limits their number. Can be set several times, with a directory for each.
     ///
     /// ```no_run
