@@ -144,6 +144,31 @@ fn a_pin_that_the_same_state_has_taken_over_is_taken_off_at_the_latest_at_the_ne
     Ok(())
 }
 
+/// What another process has unpinned meanwhile has taken over nothing.
+#[test]
+fn a_pin_is_never_taken_off_both() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let directory = CheckpointDirectory::new(dir.path());
+    let step = Counter::new(1);
+    let checkpoint = Checkpoint::new().track("step", &step)?;
+    let mut manager = CheckpointManager::builder(checkpoint, dir.path()).max_to_keep(None).open()?;
+    manager.save_at(1)?;
+    manager.set_next_metadata("samples", &1)?;
+    manager.save_at(1)?;
+    let first = directory.list()?.superseded.remove(0);
+    directory.pin("ckpt-1", "paper", "")?;
+    step.set(2);
+    manager.save_at(2)?;
+    directory.unpin("ckpt-1", "paper")?;
+    directory.pin(&first, "paper", "")?;
+    step.set(3);
+    manager.save_at(3)?;
+    step.set(4);
+    manager.save_at(4)?;
+    assert!(directory.get(&first)?.pins.contains_key("paper"));
+    Ok(())
+}
+
 /// If a save fails, the next one records its metadata, in the background too.
 #[test]
 fn a_failed_save_does_not_use_it_up() -> Outcome {

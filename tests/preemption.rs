@@ -5,6 +5,7 @@ mod common;
 use common::run::Run;
 use std::path::Path;
 use std::time::Duration;
+use tch_checkpoint::save_policy::{SaveContext, SavePolicy};
 use tch_checkpoint::{Background, CheckpointDirectory, CheckpointManager, CheckpointManagerBuilder, Error, Preemption};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -89,6 +90,30 @@ fn the_last_save_computes_metrics_only_where_a_run_that_goes_on_does() -> Outcom
             assert_eq!(CheckpointDirectory::new(dir.path()).get(name)?.metrics["loss"], 0.5, "{same}");
         }
     }
+    Ok(())
+}
+
+/// Panics at the last call.
+#[derive(Debug)]
+struct Panics(Preemption);
+
+impl SavePolicy for Panics {
+    fn is_due(&self, _context: &SaveContext) -> bool {
+        assert!(!self.0.is_requested(), "this policy has a fault");
+        false
+    }
+}
+
+#[test]
+fn a_policy_that_panics_does_not_cost_the_last_save() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let (run, preemption) = (Run::new(), Preemption::new());
+    let builder = run.builder(dir.path())?.save_when(Panics(preemption.clone()));
+    let mut manager = builder.preemption(preemption.clone()).open()?;
+    assert_eq!(manager.save_if_due(run.train())?, None);
+    preemption.request();
+    assert!(manager.save_if_due_with_metrics(run.train(), || [("loss", 0.5)])?.is_some());
+    assert!(manager.should_stop());
     Ok(())
 }
 

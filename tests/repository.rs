@@ -183,6 +183,23 @@ fn a_name_that_is_taken_is_not_overwritten() -> Outcome {
     })
 }
 
+#[test]
+fn a_url_into_another_directory_names_no_checkpoint_of_this_one() -> Result<()> {
+    let store = Arc::new(Store::default());
+    let step = Counter::new(0);
+    let write = |path: &str| Checkpoint::in_storage(store.clone()).track("step", &step)?.write(path);
+    for path in ["mem://bucket/run/c1", "mem://bucket/other/c1"] {
+        write(path)?;
+    }
+    let run = CheckpointDirectory::in_storage(store.clone(), "mem://bucket/run");
+    for elsewhere in ["mem://bucket/other/c1", "mem://run/c1", "run/c1"] {
+        assert!(matches!(run.delete(elsewhere), Err(Error::InvalidArgument(_))), "{elsewhere}");
+    }
+    run.delete("mem://bucket/run/c1")?;
+    assert!(run.get("c1").unwrap_err().is_not_found());
+    Ok(())
+}
+
 /// A write needs to know the highest sequence of the directory, and not to read all manifests for it.
 #[test]
 fn a_write_reads_no_manifest_twice() -> Outcome {

@@ -85,6 +85,11 @@ fn the_first_interval_begins_when_the_directory_is_first_opened() -> Outcome {
     manager.set_next_metadata("note", &"saved again")?;
     manager.save_at(1)?;
     assert_eq!(counted_from()?, (first + 1, began));
+    manager.close()?;
+    // A new run has its own.
+    let builder = run.builder(dir.path()).max_to_keep(1).keep_every(Duration::from_secs(3600));
+    builder.fresh_start().open()?.save_at(1)?;
+    assert!(counted_from()?.1 > began);
     Ok(())
 }
 
