@@ -153,7 +153,7 @@ impl Ledger {
     pub(super) fn counted_from(&self, superseded: &[String]) -> Option<DateTime<Utc>> {
         let stay = self.known.iter().filter(|found| !superseded.contains(&found.entry.name));
         // An earlier process of the run may have begun the first interval.
-        let goes_on = self.restored.as_ref().is_some_and(|id| self.has(id));
+        let goes_on = self.restored.as_ref().is_some_and(|id| self.was_here(id));
         let began = self.known.iter().filter(|_| goes_on).filter_map(|found| found.counted_from).min();
         let opened = began.map_or(self.opened, |began| began.min(self.opened));
         self.retention.counted_from(&infos(stay), opened, self.directory.now())

@@ -19,9 +19,7 @@ impl Line {
         let before = self.policies_know(supersedes);
         let Some(oldest) = before.first() else {
             // An earlier process of the run may have begun the first interval.
-            let mut all = self.own.iter().chain(&self.aside);
-            let goes_on = all.any(|made| Some(made.order) == self.restored);
-            let began = self.own.iter().filter(|_| goes_on).filter_map(|made| made.counted_from);
+            let began = self.own.iter().filter(|_| self.restored.is_some()).filter_map(|made| made.counted_from);
             return began.chain([(self.opened, 0), (now, 0)]).min();
         };
         if intervals(&before, interval, i64::MAX).1 > now {
