@@ -43,8 +43,8 @@ use std::time::Instant;
 /// [`copy_at_call`](Background::copy_at_call). Otherwise it is detected: libtorch's version counters and up to 8,192
 /// elements, read during the call, are compared when the copy is complete. The save then fails with an error that names
 /// the tensor, nothing is committed, and from the next save of this process on the component is copied during the call;
-/// for the next process, set `copy_at_call`. A write is not detected if it changes no version counter and none of these elements, and happens before the copy is complete. GPU
-/// memory is checked by version counters only.
+/// for the next process, set `copy_at_call`. A write is not detected if it changes no version counter and none of these
+/// elements, and happens before the copy is complete. GPU memory is checked by version counters only.
 ///
 /// ```
 /// use tch_checkpoint::{Background, WhenBusy};

@@ -143,9 +143,9 @@ impl Preemption {
     /// records the time of the first signal for [`grace`](Preemption::grace). A second signal ends the process
     /// immediately, with the exit code 128 plus the signal's number; durable checkpoints are not affected.
     ///
-    /// Without this call, the crate installs no handler. The handlers stay until the process ends, and the thread until a signal arrives.
-    /// Previously installed handlers are called as well. A signal that this request, or a clone of it, handles already
-    /// is ignored.
+    /// Without this call, the crate installs no handler. The handlers stay until the process ends, and the thread until a
+    /// signal arrives. Previously installed handlers are called as well. A signal that this request, or a clone of it,
+    /// handles already is ignored.
     ///
     /// # Errors
     /// [`Error::Io`] if the system refuses a handler or the thread.

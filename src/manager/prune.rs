@@ -69,7 +69,8 @@ impl CheckpointDirectory {
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] without policies; [`Error::NotFound`] if there is no such directory; [`Error::Locked`]
-    /// while a manager writes into it; [`Error::Damaged`] if a kept checkpoint loses files meanwhile; as for [`explain`](CheckpointDirectory::explain).
+    /// while a manager writes into it; [`Error::Damaged`] if a kept checkpoint loses files meanwhile; as for
+    /// [`explain`](CheckpointDirectory::explain).
     pub fn prune(&self, policies: &[Arc<dyn RetentionPolicy>]) -> Result<Pruned> {
         if policies.is_empty() {
             let reason =
