@@ -220,11 +220,10 @@ impl Ledger {
             }
         }
         if let Some(index) = catalog.index {
-            let permanent = |found: &Found| {
-                let entry = index.checkpoints.iter().find(|entry| entry.name == found.entry.name);
-                entry.is_some_and(|entry| entry.permanent && entry.sequence == found.entry.sequence)
-            };
-            self.mark_permanent(|found| permanent(found));
+            let permanent = index.checkpoints.iter().filter(|entry| entry.permanent);
+            let permanent: HashSet<(&str, u64)> =
+                permanent.map(|entry| (entry.name.as_str(), entry.sequence)).collect();
+            self.mark_permanent(|found| permanent.contains(&(found.entry.name.as_str(), found.entry.sequence)));
         } else if self.counted_from(&[]).is_some() {
             // Before there were marks only the index knew: then all that could be are permanent. Such checkpoints name
             // none that they follow; later only the first of a run does.
