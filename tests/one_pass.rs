@@ -154,22 +154,25 @@ fn an_initialization_that_stopped_half_way_is_tried_again() -> Outcome {
     Ok(())
 }
 
-#[test]
-fn an_exception_never_leaves_what_was_touched() -> Outcome {
-    let dir = tempfile::tempdir()?;
-    // The first one lacks a component, and the run allows that.
+/// Saves a first checkpoint without the second component, and another one, which is damaged.
+fn saved_before_a_component(dir: &Path, lenient: &RestoreOptions) -> Outcome {
     let small = Run::new(7);
     small.set(1);
     let checkpoint = Checkpoint::new().track("first", &small.first)?.track("step", &small.step)?;
-    CheckpointManager::builder(checkpoint, dir.path()).open()?.save_at(1)?;
+    CheckpointManager::builder(checkpoint, dir).open()?.save_at(1)?;
     let run = Run::new(7);
-    let lenient = RestoreOptions::new().allow_missing("second");
-    let mut manager = run.builder(dir.path())?.open()?;
-    manager.restore_or_initialize_with(&lenient)?;
+    let mut manager = run.builder(dir)?.open()?;
+    manager.restore_or_initialize_with(lenient)?;
     run.set(2);
     manager.save_at(2)?;
     manager.close()?;
-    damage(dir.path(), 2)?;
+    damage(dir, 2)
+}
+
+#[test]
+fn an_exception_never_leaves_what_was_touched() -> Outcome {
+    let (dir, lenient) = (tempfile::tempdir()?, RestoreOptions::new().allow_missing("second"));
+    saved_before_a_component(dir.path(), &lenient)?;
     let run = Run::new(7);
     let before = run.second.bytes().clone();
     let mut manager = run.builder(dir.path())?.open()?;
@@ -182,19 +185,8 @@ fn an_exception_never_leaves_what_was_touched() -> Outcome {
 /// The run needs no exception any more, but the only older one is of the time before the component.
 #[test]
 fn a_fallback_of_before_a_component_never_leaves_what_was_touched() -> Outcome {
-    let dir = tempfile::tempdir()?;
-    let small = Run::new(7);
-    small.set(1);
-    let checkpoint = Checkpoint::new().track("first", &small.first)?.track("step", &small.step)?;
-    CheckpointManager::builder(checkpoint, dir.path()).open()?.save_at(1)?;
-    let run = Run::new(7);
-    let lenient = RestoreOptions::new().allow_missing("second");
-    let mut manager = run.builder(dir.path())?.open()?;
-    manager.restore_or_initialize_with(&lenient)?;
-    run.set(2);
-    manager.save_at(2)?;
-    manager.close()?;
-    damage(dir.path(), 2)?;
+    let (dir, lenient) = (tempfile::tempdir()?, RestoreOptions::new().allow_missing("second"));
+    saved_before_a_component(dir.path(), &lenient)?;
     let run = Run::new(7);
     let before = (run.first.bytes().clone(), run.second.bytes().clone());
     let mut manager = run.builder(dir.path())?.open()?;
