@@ -36,8 +36,8 @@ pub(super) enum Whose {
     Others,
 }
 
-/// Returns whose the directory `name` is, which the index lists or not. One that cannot be listed, whatever the error, is ours if the index lists it,
-/// and may be if it has the name of a checkpoint.
+/// Returns whose the directory `name` is. One that the index lists is ours, even if it cannot be listed. Another one
+/// that cannot be listed, whatever the error, may be ours if it has the name of a checkpoint.
 pub(super) fn whose(directory: &Directory, is_indexed: bool, name: &str) -> Whose {
     if is_indexed {
         return Whose::Ours;

@@ -31,13 +31,13 @@ pub(super) fn take_off(directory: &Directory, superseded: &[(String, Found)], kn
         if pins.is_empty() {
             continue;
         }
-        log::info!("{name} has the state and the pins of {aside}, which is no longer pinned");
         // A power cut must not leave the pin on neither.
         let taken = directory
             .sync_marks(name, &new.id())
             .and_then(|()| pins.into_iter().try_for_each(|pin| remove_mark(directory, aside, old.id(), pin).map(drop)));
-        if let Err(error) = taken {
-            log::warn!("{aside} stays pinned, as does {name}, which has replaced it: {error:#}");
+        match taken {
+            Ok(()) => log::info!("{name} has the state and the pins of {aside}, which is no longer pinned"),
+            Err(error) => log::warn!("{aside} stays pinned, as does {name}, which has replaced it: {error:#}"),
         }
         changed.push(aside.clone());
     }

@@ -22,7 +22,7 @@ pub(super) struct WeightsCadence {
     policy: Box<dyn SavePolicy>,
     export: WeightsExport,
     directory: PathBuf,
-    /// The steps of the last call and of the last export, and the lowest step of all calls.
+    /// The steps of the last call and of the last export, and the lowest of all calls and restored checkpoints.
     previous: Option<u64>,
     last: Option<u64>,
     first: Option<u64>,
